@@ -1,0 +1,1 @@
+"""Words that every other room uses: types, checks, trees, metrics, mesh."""

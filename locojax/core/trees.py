@@ -1,0 +1,91 @@
+"""Trees by path: 'a/b/kernel' names, selection by regex, norms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+def path_str(path: Sequence[Any]) -> str:
+  """A key path as 'a/b/kernel'.
+
+  >>> tree = {"a": {"b": 1}}
+  >>> [path_str(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
+  ['a/b']
+  """
+  return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def flatten(tree: PyTree) -> dict[str, Any]:
+  """Leaves by path, in tree order.
+
+  Raises:
+    ValueError: two leaves have the same path.
+  """
+  out: dict[str, Any] = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    name = path_str(path)
+    if name in out:
+      raise ValueError(f"two leaves of the tree have the path {name!r}.")
+    out[name] = leaf
+  return out
+
+
+def map_with_path(
+  f: Callable[..., Any], tree: PyTree, *rest: PyTree, is_leaf=None
+) -> PyTree:
+  """`jax.tree.map` with the path as 'a/b/kernel' for a first argument."""
+  return jax.tree_util.tree_map_with_path(
+    lambda p, *leaves: f(path_str(p), *leaves), tree, *rest, is_leaf=is_leaf
+  )
+
+
+def matches(path: str, patterns: str | Iterable[str]) -> bool:
+  """Whether any of the regular expressions is found in `path`."""
+  if isinstance(patterns, str):
+    patterns = (patterns,)
+  return any(re.search(p, path) for p in patterns)
+
+
+def mask(tree: PyTree, patterns: str | Iterable[str]) -> PyTree:
+  """A tree of bools: does the path of the leaf match any pattern?"""
+  if isinstance(patterns, str):
+    patterns = (patterns,)
+  patterns = tuple(patterns)
+  return map_with_path(lambda path, _: matches(path, patterns), tree)
+
+
+def num_params(tree: PyTree) -> int:
+  """The number of scalars in a tree of arrays or shape structs."""
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def num_bytes(tree: PyTree) -> int:
+  """The number of bytes of a tree of arrays or shape structs."""
+  return sum(
+    leaf.size * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+  )
+
+
+def per_example_norm(tree: PyTree) -> jax.Array:
+  """L2 norm over everything but the leading axis, in float32.
+
+  Args:
+    tree: arrays `[examples, ...]`, all with the same leading size.
+
+  Returns:
+    `[examples]` float32: for each example the norm of all its entries.
+  """
+  squares = [
+    jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(1, x.ndim)))
+    for x in jax.tree.leaves(tree)
+  ]
+  return jnp.sqrt(sum(squares))

@@ -1,0 +1,1 @@
+"""Runs any experiment; knows no model and no method."""

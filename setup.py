@@ -1,0 +1,4 @@
+"""All metadata lives in pyproject.toml; this file serves tools that want it."""
+from setuptools import setup
+
+setup()
