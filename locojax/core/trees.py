@@ -37,6 +37,19 @@ def flatten(tree: PyTree) -> dict[str, Any]:
   return out
 
 
+def flatten_nested(trees_by_path: dict[str, PyTree]) -> dict[str, Any]:
+  """Leaves by full path, of trees that stand at the given paths.
+
+  >>> flatten_nested({"a/b": {"kernel": 1}, "": {"scale": 2}})
+  {'a/b/kernel': 1, 'scale': 2}
+  """
+  return {
+    "/".join(part for part in (head, tail) if part): leaf
+    for head, tree in trees_by_path.items()
+    for tail, leaf in flatten(tree).items()
+  }
+
+
 def map_with_path(
   f: Callable[..., Any], tree: PyTree, *rest: PyTree, is_leaf=None
 ) -> PyTree:

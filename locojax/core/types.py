@@ -42,6 +42,20 @@ class TrainState:
     """Returns a copy with the named fields changed."""
     return dataclasses.replace(self, **changes)
 
+  def advance(
+    self, updates: PyTree, opt_state: PyTree, model_state: PyTree
+  ) -> TrainState:
+    """The state after one update: `params + updates`, dtypes kept."""
+    params = jax.tree.map(
+      lambda p, u: (p + u).astype(p.dtype), self.params, updates
+    )
+    return self.replace(
+      step=self.step + 1,
+      params=params,
+      model_state=model_state,
+      opt_state=opt_state,
+    )
+
   def step_key(self) -> Array:
     """The key of the step about to be taken, `fold_in(key, step)`."""
     return jax.random.fold_in(self.key, self.step)

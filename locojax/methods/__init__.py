@@ -1,0 +1,1 @@
+"""The methods, one folder each; every folder is usable alone."""

@@ -1,0 +1,55 @@
+"""LocoProp: layer-wise local losses optimised by a few first-order steps.
+
+Amid, Anil, Warmuth: "LocoProp: Enhancing BackProp via Local Loss
+Optimization", AISTATS 2022, arXiv 2106.06199.
+"""
+
+from locojax.methods.locoprop import matching as matching_losses
+from locojax.methods.locoprop.matching import MatchingLoss
+from locojax.methods.locoprop.taps import (
+  LayerRecord,
+  LocoDense,
+  Tape,
+  capture,
+  layer_paths,
+  tap,
+)
+from locojax.methods.locoprop.transform import (
+  LocoPropState,
+  constant_local,
+  find_layers,
+  linear_floor,
+  linear_warmup_decay,
+  locoprop,
+  make_step,
+  notebook_rmsprop,
+)
+from locojax.methods.locoprop.update import (
+  LocalOptions,
+  exact_squared_update,
+  local_solve,
+  target_outside,
+)
+
+__all__ = [
+  "LayerRecord",
+  "LocalOptions",
+  "LocoDense",
+  "LocoPropState",
+  "MatchingLoss",
+  "Tape",
+  "capture",
+  "constant_local",
+  "exact_squared_update",
+  "find_layers",
+  "layer_paths",
+  "linear_floor",
+  "linear_warmup_decay",
+  "local_solve",
+  "locoprop",
+  "make_step",
+  "matching_losses",
+  "notebook_rmsprop",
+  "tap",
+  "target_outside",
+]

@@ -1,0 +1,358 @@
+"""The tape: inputs, pre-activations and their gradients of every layer.
+
+`capture` turns a loss into a function that returns, besides loss and gradients,
+a tape of the layers whose pre-activation is affine in their parameters. Stock
+flax layers are seen through `nn.intercept_methods`; a zero perturbation added
+to their output makes the gradient at the pre-activation available to the same
+backward pass. A model made of plain functions names its layers with `tap`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from locojax.core import trees, types
+from locojax.methods.locoprop import matching
+
+LAYERS = (
+  nn.Dense,
+  nn.DenseGeneral,
+  nn.Einsum,
+  nn.Conv,
+  nn.ConvTranspose,
+  nn.Embed,
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerRecord:
+  """One call of one layer, all at the weights of the forward pass.
+
+  Attributes:
+    inputs: arguments of the layer; `[..., din]` for a dense layer.
+    preact: A, `[..., dout]`, the output before the transfer function.
+    preact_grad: dL/dA, the shape of `preact`. With a loss that is a mean over
+      the batch each row carries the 1/batch.
+    path: path of the layer's parameters, 'encoder/Dense_0'.
+    affine: `(layer_params, *inputs) -> preact`, affine in the parameters.
+    kind: 'dense', 'conv', ..., or 'tap'.
+    transfer: name of the transfer function if the layer itself tells it.
+  """
+
+  inputs: tuple[jax.Array, ...]
+  preact: jax.Array
+  preact_grad: jax.Array
+  path: str = dataclasses.field(metadata={"static": True})
+  affine: Callable[..., jax.Array] = dataclasses.field(
+    metadata={"static": True}
+  )
+  kind: str = dataclasses.field(metadata={"static": True})
+  transfer: str | None = dataclasses.field(
+    default=None, metadata={"static": True}
+  )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tape:
+  """Records by name; a second call of a layer has the name 'path#1'."""
+
+  records: dict[str, LayerRecord]
+
+  def by_layer(self) -> dict[str, list[LayerRecord]]:
+    """The records of each layer, in the order of the calls."""
+    layers: dict[str, list[LayerRecord]] = {}
+    for record in self.records.values():
+      layers.setdefault(record.path, []).append(record)
+    return layers
+
+
+@dataclasses.dataclass(frozen=True)
+class _ModuleAffine:
+  """A stock layer as a function of its own parameters; equal by its fields."""
+
+  module: nn.Module
+
+  def __call__(self, params, *inputs):
+    token = _recorder.set(None)
+    try:
+      return self.module.apply({"params": params}, *inputs)
+    finally:
+      _recorder.reset(token)
+
+
+class LocoDense(nn.Module):
+  """A dense layer that applies, and tells the tape, its transfer function.
+
+  Parameters are those of `nn.Dense` (kernel `[din, features]`, bias
+  `[features]`), so checkpoints of the two are interchangeable.
+
+  Attributes:
+    features: number of outputs.
+    transfer: name of a registered transfer function.
+    use_bias, dtype, param_dtype, kernel_init, bias_init: as in `nn.Dense`.
+  """
+
+  features: int
+  transfer: str = "linear"
+  use_bias: bool = True
+  dtype: Any = None
+  param_dtype: Any = jnp.float32
+  kernel_init: Any = nn.initializers.lecun_normal()
+  bias_init: Any = nn.initializers.zeros_init()
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """`[..., din]` to `[..., features]`, transfer function applied."""
+    loss = matching.get(self.transfer)
+    dense = nn.Dense(
+      self.features,
+      use_bias=self.use_bias,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      kernel_init=self.kernel_init,
+      bias_init=self.bias_init,
+      parent=None,
+    )
+    params = {
+      "kernel": self.param(
+        "kernel",
+        self.kernel_init,
+        (x.shape[-1], self.features),
+        self.param_dtype,
+      )
+    }
+    if self.use_bias:
+      params["bias"] = self.param(
+        "bias", self.bias_init, (self.features,), self.param_dtype
+      )
+    preact = tap(
+      "/".join(self.path),
+      _stock_affine(dense),
+      params,
+      x,
+      kind="dense",
+      transfer=self.transfer,
+    )
+    return loss.transfer(preact)
+
+
+@dataclasses.dataclass
+class _Recorder:
+  """What one traced forward pass has shown."""
+
+  perturbations: Mapping[str, jax.Array] | None
+  keep: Callable[[str], bool]
+  seen: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+  def record(self, path, affine, kind, transfer, inputs, preact):
+    """Notes the call; returns the pre-activation with its perturbation."""
+    if not self.keep(path):
+      return preact
+    name, calls = path, 0
+    while name in self.seen:
+      calls += 1
+      name = f"{path}#{calls}"
+    self.seen[name] = {
+      "inputs": inputs,
+      "preact": preact,
+      "static": (path, affine, kind, transfer),
+    }
+    if self.perturbations is None:
+      return preact
+    return preact + self.perturbations[name]
+
+
+_recorder: contextvars.ContextVar[_Recorder | None] = contextvars.ContextVar(
+  "locoprop_recorder", default=None
+)
+
+
+def _stock_affine(module: nn.Module) -> _ModuleAffine:
+  """The layer with its initialisers set aside, so that equal layers compare."""
+  zeros = nn.initializers.zeros
+  fields = {f.name for f in dataclasses.fields(module)}
+  inits = {f for f in fields if f.endswith("_init")}
+  return _ModuleAffine(
+    module.clone(parent=None, name=None, **{f: zeros for f in inits})
+  )
+
+
+def tap(
+  path: str,
+  affine: Callable[..., jax.Array],
+  params: types.PyTree,
+  *inputs: jax.Array,
+  kind: str = "tap",
+  transfer: str | None = None,
+) -> jax.Array:
+  """Computes a layer's pre-activation and shows it to the tape, if any.
+
+  For models made of plain functions. Outside `capture` it is just
+  `affine(params, *inputs)`.
+
+  Args:
+    path: where in the parameter tree `params` stands, 'block/linear'.
+    affine: hashable `(params, *inputs) -> preact`, affine in `params`. Define
+      it once at module level, so that every trace sees the same function.
+    params: the layer's parameters, any tree.
+    *inputs: the layer's inputs, rows first.
+    kind: a word for tables. 'dense' promises `inputs[0] @ kernel (+ bias)`.
+    transfer: name of the transfer function that follows, if it is to be known
+      from the model itself.
+
+  Returns:
+    The pre-activation.
+  """
+  preact = affine(params, *inputs)
+  recorder = _recorder.get()
+  if recorder is None:
+    return preact
+  return recorder.record(path, affine, kind, transfer, inputs, preact)
+
+
+def _kind(module: nn.Module) -> str:
+  return type(module).__name__.lower()
+
+
+@contextlib.contextmanager
+def _recording(recorder: _Recorder, layers: tuple[type, ...]) -> Iterator[None]:
+  def interceptor(next_fun, args, kwargs, context):
+    module = context.module
+    seen = context.method_name == "__call__" and isinstance(module, layers)
+    if not seen or _recorder.get() is not recorder:
+      return next_fun(*args, **kwargs)
+    if kwargs:
+      args = (*args, *kwargs.values())
+    preact = next_fun(*args)
+    path = "/".join(module.path)
+    affine = _stock_affine(module)
+    return recorder.record(path, affine, _kind(module), None, args, preact)
+
+  token = _recorder.set(recorder)
+  try:
+    with nn.intercept_methods(interceptor):
+      yield
+  finally:
+    _recorder.reset(token)
+
+
+def _run(loss_fn, recorder, layers, args):
+  """Loss, aux and the arrays seen, as values that may leave a trace."""
+  with _recording(recorder, layers):
+    loss, aux = loss_fn(*args)
+  arrays = {
+    name: (seen["inputs"], seen["preact"])
+    for name, seen in recorder.seen.items()
+  }
+  return loss, (aux, arrays)
+
+
+_LEAK = (
+  "a layer captured by locoprop stands inside nn.scan, nn.remat, nn.vmap or "
+  "another transformation that its values cannot leave: unroll it, or leave it "
+  "out with `filter` (its parameters then take the fallback). Layers seen: {}."
+)
+
+
+def capture(
+  loss_fn: types.LossFn,
+  *,
+  layers: tuple[type, ...] = LAYERS,
+  filter: Callable[[str], bool] | None = None,
+) -> Callable[..., Any]:
+  """A loss that also returns its gradient and its tape.
+
+  Args:
+    loss_fn: `(params, model_state, batch, key) -> (loss, (metrics,
+      model_state))`, with stock flax layers inside, or `tap`s, or both.
+    layers: module types to capture. Each must be affine in its parameters.
+    filter: which paths to capture; all by default.
+
+  Returns:
+    `(params, model_state, batch, key) -> ((loss, (metrics, model_state)),
+    grads, tape)`, pure and jittable. It costs one forward and one backward
+    pass, and holds inputs, pre-activations and gradients of all layers.
+
+  Raises:
+    ValueError: nothing was captured, or a captured layer stands inside a
+      transformation (`nn.scan`, `nn.remat`) that hides its values.
+  """
+  layers = tuple(layers)
+  keep = filter or (lambda path: True)
+
+  def captured(params, model_state, batch, key):
+    args = (params, model_state, batch, key)
+    probe = _Recorder(None, keep)
+    try:
+      _, (_, shapes) = jax.eval_shape(
+        lambda *a: _run(loss_fn, probe, layers, a), *args
+      )
+    except jax.errors.UnexpectedTracerError as error:
+      raise ValueError(_LEAK.format(list(probe.seen))) from error
+    if not shapes:
+      raise ValueError(
+        "locoprop captured no layer: the loss calls none of "
+        f"{[t.__name__ for t in layers]} and has no tap, or `filter` drops all."
+      )
+    zeros = {n: jnp.zeros(a.shape, a.dtype) for n, (_, a) in shapes.items()}
+
+    def perturbed(params, zeros):
+      recorder = _Recorder(zeros, keep)
+      args = (params, model_state, batch, key)
+      return _run(loss_fn, recorder, layers, args)
+
+    (loss, (aux, arrays)), (grads, preact_grads) = jax.value_and_grad(
+      perturbed, argnums=(0, 1), has_aux=True
+    )(params, zeros)
+    tape = Tape(
+      {
+        name: LayerRecord(*arrays[name], preact_grads[name], *seen["static"])
+        for name, seen in probe.seen.items()
+      }
+    )
+    return (loss, aux), grads, tape
+
+  return captured
+
+
+def layer_paths(loss_fn: types.LossFn, *args, **capture_options):
+  """Paths of the layers that `capture` would see, without computing.
+
+  Args:
+    loss_fn: as for `capture`.
+    *args: `(params, model_state, batch, key)`, arrays or shape structs.
+    **capture_options: options of `capture`.
+
+  Returns:
+    A tuple of paths in the order of the forward pass.
+  """
+  fn = capture(loss_fn, **capture_options)
+  _, _, tape = jax.eval_shape(fn, *args)
+  return tuple(tape.by_layer())
+
+
+def subtree(params: types.PyTree, path: str) -> types.PyTree:
+  """The parameters of the layer at `path`.
+
+  Raises:
+    ValueError: there is no such path.
+  """
+  node = params
+  for part in path.split("/") if path else ():
+    if not isinstance(node, Mapping) or part not in node:
+      raise ValueError(
+        f"layer path {path!r} is not in the parameters, whose leaves are "
+        f"{list(trees.flatten(params))}."
+      )
+    node = node[part]
+  return node

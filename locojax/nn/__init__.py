@@ -1,0 +1,1 @@
+"""Shared linen modules; activation functions are arguments."""
