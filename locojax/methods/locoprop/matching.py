@@ -72,9 +72,7 @@ class MatchingLoss:
     inner = self._inner(self.transfer(a), a_hat - a)
     return self._potential(a_hat) - self._potential(a) - inner
 
-  def divergence_from_target(
-    self, a_hat: jax.Array, y: jax.Array
-  ) -> jax.Array:
+  def divergence_from_target(self, a_hat: jax.Array, y: jax.Array) -> jax.Array:
     """The same from a post-activation target: F(a_hat) + F*(y) - <y, a_hat>.
 
     Args:

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import tracers
 
 from locojax.core import trees, types
 from locojax.methods.locoprop import matching
@@ -64,14 +65,23 @@ class LayerRecord:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tape:
-  """Records by name; a second call of a layer has the name 'path#1'."""
+  """Records by name; a second call of a layer has the name 'path#1'.
+
+  Attributes:
+    records: record by name.
+    order: names in the order of the forward pass; empty if not known.
+  """
 
   records: dict[str, LayerRecord]
+  order: tuple[str, ...] = dataclasses.field(
+    default=(), metadata={"static": True}
+  )
 
   def by_layer(self) -> dict[str, list[LayerRecord]]:
     """The records of each layer, in the order of the calls."""
     layers: dict[str, list[LayerRecord]] = {}
-    for record in self.records.values():
+    for name in self.order or self.records:
+      record = self.records[name]
       layers.setdefault(record.path, []).append(record)
     return layers
 
@@ -146,6 +156,13 @@ class LocoDense(nn.Module):
     return loss.transfer(preact)
 
 
+_LEAK = (
+  "layer {!r} is not allowed on the tape: it stands inside nn.scan, nn.remat, "
+  "jit or another transformation that its values cannot leave. Unroll it, or "
+  "leave it out with `filter` (its parameters then take the fallback)."
+)
+
+
 @dataclasses.dataclass
 class _Recorder:
   """What one traced forward pass has shown."""
@@ -153,11 +170,14 @@ class _Recorder:
   perturbations: Mapping[str, jax.Array] | None
   keep: Callable[[str], bool]
   seen: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+  trace: Any = dataclasses.field(default_factory=tracers.current_trace)
 
   def record(self, path, affine, kind, transfer, inputs, preact):
     """Notes the call; returns the pre-activation with its perturbation."""
     if not self.keep(path):
       return preact
+    if tracers.current_trace() != self.trace:
+      raise ValueError(_LEAK.format(path))
     name, calls = path, 0
     while name in self.seen:
       calls += 1
@@ -183,7 +203,7 @@ def _stock_affine(module: nn.Module) -> _ModuleAffine:
   fields = {f.name for f in dataclasses.fields(module)}
   inits = {f for f in fields if f.endswith("_init")}
   return _ModuleAffine(
-    module.clone(parent=None, name=None, **{f: zeros for f in inits})
+    module.clone(parent=None, name=None, **dict.fromkeys(inits, zeros))
   )
 
 
@@ -257,13 +277,6 @@ def _run(loss_fn, recorder, layers, args):
   return loss, (aux, arrays)
 
 
-_LEAK = (
-  "a layer captured by locoprop stands inside nn.scan, nn.remat, nn.vmap or "
-  "another transformation that its values cannot leave: unroll it, or leave it "
-  "out with `filter` (its parameters then take the fallback). Layers seen: {}."
-)
-
-
 def capture(
   loss_fn: types.LossFn,
   *,
@@ -292,13 +305,13 @@ def capture(
 
   def captured(params, model_state, batch, key):
     args = (params, model_state, batch, key)
-    probe = _Recorder(None, keep)
-    try:
-      _, (_, shapes) = jax.eval_shape(
-        lambda *a: _run(loss_fn, probe, layers, a), *args
-      )
-    except jax.errors.UnexpectedTracerError as error:
-      raise ValueError(_LEAK.format(list(probe.seen))) from error
+    seen = {}
+
+    def probe(*args):
+      recorder = _Recorder(None, keep, seen)
+      return _run(loss_fn, recorder, layers, args)
+
+    _, (_, shapes) = jax.eval_shape(probe, *args)
     if not shapes:
       raise ValueError(
         "locoprop captured no layer: the loss calls none of "
@@ -316,9 +329,10 @@ def capture(
     )(params, zeros)
     tape = Tape(
       {
-        name: LayerRecord(*arrays[name], preact_grads[name], *seen["static"])
-        for name, seen in probe.seen.items()
-      }
+        name: LayerRecord(*arrays[name], preact_grads[name], *call["static"])
+        for name, call in seen.items()
+      },
+      tuple(seen),
     )
     return (loss, aux), grads, tape
 

@@ -85,8 +85,8 @@ def _layer_of(path: str) -> tuple[str, str]:
 def find_layers(params: types.PyTree) -> tuple[str, ...]:
   """Paths of the subtrees that look like an affine layer.
 
-  These hold a `kernel` or an `embedding`, maybe a `bias`, and nothing else: what
-  all stock flax layers of `taps.LAYERS` make.
+  These hold a `kernel` or an `embedding`, maybe a `bias`, and nothing else:
+  what all stock flax layers of `taps.LAYERS` make.
   """
   leaves: dict[str, set[str]] = {}
   for path in trees.flatten(params):
@@ -504,7 +504,9 @@ def _check_record(records, params, settings) -> None:
   for record in records:
     shape = jax.eval_shape(record.affine, params, *record.inputs).shape
     name = f"the pre-activation of layer {record.path!r} on the tape"
-    checks.same_shape(name, record.preact.shape, "that of its parameters", shape)
+    checks.same_shape(
+      name, record.preact.shape, "that of its parameters", shape
+    )
     if settings.solver == "exact" and record.kind != "dense":
       raise ValueError(
         f"solver='exact' is not allowed for layer {record.path!r} of kind "

@@ -414,15 +414,14 @@ def iterate(
   scale = scale or {}
   w0 = jax.tree.map(lambda p: p.astype(jnp.float32), params)
 
+  def scaled(path, gradient, delta):
+    s = scale.get(path, 1.0)
+    return jax.tree.map(
+      lambda g, d: s * g + reg * d, gradient[path], delta[path]
+    )
+
   def take(gradient, delta, state, learning_rate):
-    gradient = {
-      path: jax.tree.map(
-        lambda g, d, s=scale.get(path, 1.0): s * g + reg * d,
-        gradient[path],
-        delta[path],
-      )
-      for path in gradient
-    }
+    gradient = {path: scaled(path, gradient, delta) for path in gradient}
     current = jax.tree.map(jnp.add, w0, delta)
     updates, state = inner(learning_rate).update(
       wrap(gradient), state, wrap(current)
