@@ -1,0 +1,1 @@
+"""Experiments: compositions of the library, run from a checkout."""

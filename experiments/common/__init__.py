@@ -1,0 +1,1 @@
+"""Compositions that two or more experiments share."""

@@ -1,0 +1,148 @@
+"""Image classification sets by name, whole splits as arrays in memory.
+
+Decoding tens of thousands of PNG files takes many seconds, so decoded splits
+are kept as .npz files in a cache folder: `$LOCOJAX_CACHE`, or
+`~/.cache/locojax`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from locojax.core import checks
+from locojax.data import sources, tfds_dirs
+
+Split = dict[str, np.ndarray]
+SPLITS = ("train", "test")
+_log = logging.getLogger(__name__)
+
+
+def load(
+  name: str,
+  *,
+  data_dir: str | os.PathLike | None = None,
+  splits: Sequence[str] = SPLITS,
+  cache_dir: str | os.PathLike | None = None,
+) -> dict[str, Split]:
+  """Whole splits of a data set, in memory and in a fixed order.
+
+  Args:
+    name: a key of `DATASETS`.
+    data_dir: where tfds keeps its data sets; None means `$TFDS_DATA_DIR`, or
+      `~/tensorflow_datasets`. `digits` needs none.
+    splits: `train`, `test`.
+    cache_dir: of decoded splits; None means `$LOCOJAX_CACHE`, or
+      `~/.cache/locojax`.
+
+  Returns:
+    Split name -> `image` uint8 `[n, height, width, channels]` in 0..255 and
+    `label` int32 `[n]`.
+
+  Raises:
+    ValueError: an unknown name or split; the known ones are listed.
+    FileNotFoundError: the data set is not there; says how to get it.
+  """
+  reader = checks.lookup("name", name, DATASETS)
+  for split in splits:
+    checks.one_of("split", split, SPLITS)
+  return {s: reader(s, data_dir, _cache_dir(cache_dir)) for s in splits}
+
+
+def _digits(split: str, data_dir, cache_dir) -> Split:
+  """1797 digits of 8x8 pixels that scikit-learn ships: 1442 train, 355 test.
+
+  Each fifth image of every class is for the test, so the classes have equal
+  shares. Grey values 0..16 become `round(255 v / 16)`.
+  """
+  del data_dir, cache_dir  # Ships inside a package; small.
+  try:
+    from sklearn import datasets
+  except ImportError as e:
+    raise ImportError(
+      "the data set 'digits' needs scikit-learn: "
+      "pip install 'locojax[experiments]'"
+    ) from e
+  raw = datasets.load_digits()
+  test = np.zeros(len(raw.target), bool)
+  for label in np.unique(raw.target):
+    test[np.flatnonzero(raw.target == label)[4::5]] = True
+  rows = test if split == "test" else ~test
+  images = np.round(raw.images[rows] * (255 / 16)).astype(np.uint8)
+  return {"image": images[..., None], "label": raw.target[rows].astype("int32")}
+
+
+def _tfds(name: str) -> Callable[..., Split]:
+  def read(split, data_dir, cache_dir):
+    directory = tfds_dirs.find(name, data_dir=data_dir)
+
+    def decode():
+      source = sources.TfdsSource(directory, split)
+      arrays = sources.as_arrays(source)
+      label = arrays["label"].astype(np.int32)
+      return {"image": arrays["image"], "label": label}
+
+    return _cached(_cache_path(cache_dir, name, split, directory), decode)
+
+  return read
+
+
+DATASETS: dict[str, Callable[..., Split]] = {
+  "digits": _digits,
+  "mnist": _tfds("mnist"),
+  "fashion_mnist": _tfds("fashion_mnist"),
+  "cifar10": _tfds("cifar10"),
+}
+
+
+def _cache_dir(cache_dir) -> pathlib.Path:
+  cache_dir = cache_dir or os.environ.get("LOCOJAX_CACHE")
+  return pathlib.Path(cache_dir or "~/.cache/locojax").expanduser()
+
+
+def _cache_path(cache_dir, name, split, directory) -> pathlib.Path:
+  """Keyed by name, split, version, place and description of the source."""
+  key = str(directory.resolve()).encode()
+  key += (directory / "dataset_info.json").read_bytes()
+  digest = hashlib.sha256(key).hexdigest()[:12]
+  return cache_dir / f"{name}-{directory.name}-{split}-{digest}.npz"
+
+
+def _cached(path: pathlib.Path, decode: Callable[[], Split]) -> Split:
+  found = _read_cache(path)
+  if found is not None:
+    return found
+  arrays = decode()
+  try:
+    _write_cache(path, arrays)
+  except OSError as e:
+    _log.warning("decoded data are not kept in %s: %s", path, e)
+  return arrays
+
+
+def _read_cache(path: pathlib.Path) -> Split | None:
+  if not path.is_file():
+    return None
+  try:
+    with np.load(path, allow_pickle=False) as f:
+      return {"image": f["image"], "label": f["label"]}
+  except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as e:
+    _log.warning("the cache file %s is damaged (%s): made anew", path, e)
+    return None
+
+
+def _write_cache(path: pathlib.Path, arrays: Split) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+  try:
+    with open(partial, "wb") as f:
+      np.savez(f, **arrays)
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)

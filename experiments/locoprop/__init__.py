@@ -1,0 +1,1 @@
+"""The deep-autoencoder benchmark of LocoProp and its peers."""

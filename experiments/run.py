@@ -1,0 +1,191 @@
+"""Launches an experiment.
+
+  python -m experiments.run --config FILE[:variant] --workdir DIR
+    [--mode run|check|eval] [--config.name=value ...]
+
+`run` trains, or goes on where the folder stands; `check` looks at shapes,
+shardings and memory without data; `eval` evaluates the newest checkpoint and
+prints JSON. The same command, started once on each host, is a run of many
+hosts (see `locojax.train.distributed`).
+
+A config names its module in `config.experiment`; that module has
+`build(config) -> Experiment` and `run(config, workdir) -> dict`, and
+`evaluate(config, workdir) -> dict` if it is a pipeline of several runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import pathlib
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from locojax.core import checks
+from locojax.train import distributed, loop, sharding
+
+MODES = ("run", "check", "eval")
+CHECK_SETTINGS = (
+  "topology",
+  "hbm_bytes",
+  "num_devices",
+  "allowed_collectives",
+)
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file, with `:variant` behind it.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run folder.")
+_MODE = flags.DEFINE_string("mode", "run", f"One of {', '.join(MODES)}.")
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+# What a user's mistake raises; anything else is a fault and shows itself.
+_MISTAKES = (
+  flags.Error,
+  ValueError,
+  KeyError,
+  AttributeError,
+  TypeError,
+  ImportError,
+  OSError,
+  FloatingPointError,
+)
+
+
+def _message(error: BaseException | str) -> str:
+  """What an error says, in one line, without traceback or quotes around."""
+  while isinstance(error, BaseException) and error.args:
+    inner = error.args[0]
+    if not isinstance(inner, BaseException | str):
+      break
+    error = inner
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  if "Traceback (most recent call last):" in lines:
+    lines = [lines[0], lines[-1]]
+  return " ".join(lines)
+
+
+def _refuse(error: BaseException | str, debug: bool) -> int:
+  """Says what is wrong in one line; the exit code."""
+  if debug and isinstance(error, BaseException):
+    traceback.print_exception(error)
+  print(f"error: {_message(error)}", file=sys.stderr)
+  return 2
+
+
+def _config_file(args: Sequence[str]) -> pathlib.Path | None:
+  """The file that `--config` names, with the variant cut off."""
+  for i, arg in enumerate(args):
+    name, equals, value = arg.partition("=")
+    if name in ("--config", "-config"):
+      value = value if equals else (list(args) + [""])[i + 1]
+      return pathlib.Path(value.rpartition(":")[0] or value)
+  return None
+
+
+def parse(args: Sequence[str]) -> list[str]:
+  """Parses the flags; leaves with exit code 2 and one line on a mistake."""
+  path = _config_file(args[1:])
+  if path is not None and not path.is_file():
+    sys.exit(_refuse(f"--config: there is no file {str(path)!r}.", False))
+  debug = "--debug" in args
+  try:
+    rest = flags.FLAGS(args)
+    checks.one_of("--mode", _MODE.value, MODES)
+  except _MISTAKES as error:
+    sys.exit(_refuse(error, debug))
+  if rest[1:]:
+    sys.exit(_refuse(f"arguments not understood: {rest[1:]}.", debug))
+  return rest
+
+
+def _module(config: Any) -> Any:
+  """The experiment module that a config names."""
+  if not config.get("experiment"):
+    raise ValueError(
+      "config.experiment is missing: it must name a module that has `build` "
+      "and `run`, such as 'experiments.locoprop.experiment'."
+    )
+  try:
+    module = importlib.import_module(config.experiment)
+  except ModuleNotFoundError as error:
+    if not config.experiment.startswith(str(error.name)):
+      raise
+    raise ValueError(
+      f"config.experiment={config.experiment!r} is not allowed: {error}."
+    ) from error
+  missing = [name for name in ("build", "run") if not hasattr(module, name)]
+  if missing:
+    raise ValueError(
+      f"config.experiment={config.experiment!r} is not allowed: the module "
+      f"has no {' and no '.join(missing)}."
+    )
+  return module
+
+
+def _check(module: Any, config: Any) -> int:
+  from locojax.train import check  # only this mode compiles for other devices
+
+  settings = dict(config.get("check", {}))
+  for name in settings:
+    checks.one_of("config.check", name, CHECK_SETTINGS)
+  report = check.run(
+    module.build(config),
+    axes=dict(config.mesh),
+    topology=settings.pop("topology", None) or None,
+    **{name: value or None for name, value in settings.items()},
+  )
+  print(report.text)
+  return 0
+
+
+def _evaluate(module: Any, config: Any, workdir: str) -> Mapping[str, Any]:
+  if hasattr(module, "evaluate"):
+    return module.evaluate(config, workdir)
+  return loop.evaluate(
+    module.build(config),
+    workdir,
+    mesh=sharding.make_mesh(dict(config.mesh)),
+    key=jax.random.key(0),
+  )
+
+
+def _launch(config: Any, mode: str, workdir: str | None) -> int:
+  if config is None:
+    raise ValueError("--config is missing: it must name a config file.")
+  if mode != "check" and not workdir:
+    raise ValueError(f"--workdir is missing: --mode={mode} needs a folder.")
+  if mode == "check":
+    return _check(_module(config), config)
+  distributed.initialise()
+  module = _module(config)
+  if mode == "run":
+    module.run(config, workdir)
+  else:
+    results = dict(_evaluate(module, config, workdir))
+    if distributed.is_main():
+      print(json.dumps(results, indent=2))
+  return 0
+
+
+def main(_: Sequence[str]) -> int:
+  """Launches what the flags say; the exit code."""
+  absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells a lot
+  logging.getLogger("locojax").setLevel(logging.INFO)
+  try:
+    return _launch(_CONFIG.value, _MODE.value, _WORKDIR.value)
+  except (ValueError, ImportError, FloatingPointError) as error:
+    refused = _MODE.value == "check"
+    return min(_refuse(error, _DEBUG.value), 1 if refused else 2)
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=parse)

@@ -1,0 +1,1 @@
+"""Examples up to the NumPy batch: sources and the pipeline."""

@@ -1,0 +1,242 @@
+"""Curves with a band over seeds, drawn by matplotlib into PNG files."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from locojax.report import names
+from locojax.report import runs as runs_lib
+
+PLOT_HELP = "figures need matplotlib: pip install 'locojax[plots]'"
+BANDS = ("std", "range", "none")
+# Distinct also for colour-blind readers, dark enough on white.
+COLOURS = (
+  *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#a6761d"),
+  *("#4d4d4d", "#882255", "#332288", "#999933", "#117733", "#e69f00"),
+)
+_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """The runs of one setting against a common axis.
+
+  Attributes:
+    x: `[points]`.
+    mean, low, high: `[points]`; the mean over seeds and the edges of the band.
+  """
+
+  x: np.ndarray
+  mean: np.ndarray
+  low: np.ndarray
+  high: np.ndarray
+
+
+def average(pairs: Sequence[tuple[Any, Any]], *, band: str = "range") -> Curve:
+  """Averages curves that may have different x.
+
+  Args:
+    pairs: `(x, y)` for each seed, x ascending. If all x agree they are kept;
+      else (seconds) all are interpolated linearly on as many points as the
+      longest has, over the span that all of them cover.
+    band: `std` (mean ± standard deviation), `range` or `none`.
+
+  Raises:
+    ValueError: no curves, an empty one, or spans that do not overlap.
+  """
+  names.one_of("band", band, BANDS)
+  if not pairs or any(len(x) == 0 for x, _ in pairs):
+    raise ValueError("pairs must hold at least one curve, none of them empty.")
+  xs = [np.asarray(x, np.float64) for x, _ in pairs]
+  ys = [np.asarray(y, np.float64) for _, y in pairs]
+  if all(np.array_equal(x, xs[0]) for x in xs):
+    x = xs[0]
+  else:
+    low, high = max(v[0] for v in xs), min(v[-1] for v in xs)
+    if low > high:
+      raise ValueError(f"the curves share no x: {low} is above {high}.")
+    x = np.linspace(low, high, max(map(len, xs)))
+    ys = [np.interp(x, a, b) for a, b in zip(xs, ys)]
+  y = np.stack(ys)
+  mean = y.mean(axis=0)
+  if band == "range":
+    return Curve(x, mean, y.min(axis=0), y.max(axis=0))
+  width = y.std(axis=0, ddof=1) if band == "std" and len(y) > 1 else 0.0
+  return Curve(x, mean, mean - width, mean + width)
+
+
+def colour_map(labels: Sequence[str]) -> dict[str, tuple[str, Any]]:
+  """Label -> (colour, dash pattern); give all once to agree in figures."""
+  return {
+    label: (
+      COLOURS[i % len(COLOURS)],
+      _DASHES[(i // len(COLOURS)) % len(_DASHES)],
+    )
+    for i, label in enumerate(dict.fromkeys(labels))
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  """One pair of axes.
+
+  Attributes:
+    key: the metric.
+    x: `step`, `seconds`, `epoch` or a logged name.
+    title, x_label, y_label: None takes the names.
+    x_log, y_log: logarithmic axes.
+    y_limits: (low, high), either None; keeps early values from flattening the
+      rest.
+    x_limits: the same for x.
+  """
+
+  key: str
+  x: str = "step"
+  title: str | None = None
+  x_label: str | None = None
+  y_label: str | None = None
+  x_log: bool = False
+  y_log: bool = False
+  y_limits: tuple[float | None, float | None] = (None, None)
+  x_limits: tuple[float | None, float | None] = (None, None)
+
+
+def plot(
+  groups: Mapping[str, Sequence[runs_lib.Run]],
+  panels: Sequence[Panel],
+  path: str | os.PathLike,
+  *,
+  band: str = "range",
+  steps_per_epoch: float | None = None,
+  colours: Mapping[str, tuple[str, Any]] | None = None,
+  title: str | None = None,
+) -> pathlib.Path:
+  """Draws panels side by side, with one legend, and saves a PNG.
+
+  Args:
+    groups: label -> runs that differ in the seed only.
+    panels: what to draw; see `Panel`.
+    path: the file; folders are made.
+    band: what is shaded over seeds: `std`, `range` or `none`.
+    steps_per_epoch: for panels against `epoch`.
+    colours: from `colour_map`, for labels to look the same in many figures.
+    title: above all panels.
+
+  Returns:
+    `path`.
+
+  Raises:
+    ValueError: nothing to draw, a metric that a run lacks.
+    ImportError: matplotlib is not installed.
+  """
+  if not groups or not panels:
+    raise ValueError("plot needs at least one group of runs and one panel.")
+  data = {
+    (label, i): average(
+      [
+        runs_lib.series(r, p.key, x=p.x, steps_per_epoch=steps_per_epoch)
+        for r in group
+      ],
+      band=band,
+    )
+    for label, group in groups.items()
+    for i, p in enumerate(panels)
+  }
+  return draw(data, list(groups), panels, path, colours=colours, title=title)
+
+
+def draw(
+  data: Mapping[tuple[str, int], Curve],
+  labels: Sequence[str],
+  panels: Sequence[Panel],
+  path: str | os.PathLike,
+  *,
+  colours: Mapping[str, tuple[str, Any]] | None = None,
+  title: str | None = None,
+) -> pathlib.Path:
+  """Draws curves by (label, number of the panel); see `plot`."""
+  figure, axes = _figure(len(panels))
+  colours = colours or colour_map(labels)
+  for i, (panel, ax) in enumerate(zip(panels, axes)):
+    for label in labels:
+      if (label, i) in data:
+        style = names.lookup("label", label, dict(colours))
+        _draw_curve(ax, data[label, i], label, style)
+    _decorate(ax, panel)
+  _legend(figure, axes, labels)
+  if title:
+    figure.suptitle(title, fontsize=12)
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(path, format="png", dpi=150)
+  return path
+
+
+def _figure(num_panels: int):
+  try:
+    from matplotlib.backends import backend_agg
+    from matplotlib.figure import Figure
+  except ImportError as e:
+    raise ImportError(PLOT_HELP) from e
+  figure = Figure(figsize=(4.6 * num_panels + 1.9, 3.9), layout="constrained")
+  backend_agg.FigureCanvasAgg(figure)
+  return figure, figure.subplots(1, num_panels, squeeze=False)[0]
+
+
+def _draw_curve(ax, curve: Curve, label: str, style) -> None:
+  colour, dashes = style
+  ax.plot(
+    curve.x, curve.mean, color=colour, ls=dashes, lw=1.7, label=label, zorder=3
+  )
+  if not np.array_equal(curve.low, curve.high):
+    ax.fill_between(
+      curve.x, curve.low, curve.high, color=colour, alpha=0.18, lw=0, zorder=2
+    )
+
+
+def _decorate(ax, panel: Panel) -> None:
+  units = {"seconds": "seconds", "epoch": "epoch", "step": "step"}
+  ax.set_xlabel(panel.x_label or units.get(panel.x, panel.x))
+  ax.set_ylabel(panel.y_label or panel.key)
+  if panel.title:
+    ax.set_title(panel.title, fontsize=11)
+  if panel.x_log:
+    ax.set_xscale("log")
+  if panel.y_log:
+    ax.set_yscale("log")
+    _plain_ticks(ax.yaxis)
+  ax.set_xlim(*panel.x_limits)
+  ax.set_ylim(*panel.y_limits)
+  ax.grid(True, which="major", color="#dddddd", lw=0.7, zorder=0)
+  ax.spines[["top", "right"]].set_visible(False)
+
+
+def _plain_ticks(axis) -> None:
+  """60, 100, 200 in place of powers of ten, on a logarithmic axis."""
+  from matplotlib import ticker
+
+  axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+  axis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+  axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _legend(figure, axes, labels: Sequence[str]) -> None:
+  """One legend right of the panels, in the order of the labels."""
+  handles = {}
+  for ax in axes:
+    for handle, label in zip(*ax.get_legend_handles_labels()):
+      handles.setdefault(label, handle)
+  shown = [name for name in labels if name in handles]
+  figure.legend(
+    [handles[name] for name in shown],
+    shown,
+    loc="outside right center",
+    frameon=False,
+    fontsize=9,
+  )

@@ -1,0 +1,316 @@
+"""Schedules and optax chains from keywords.
+
+    tx = optimizers.make(
+      "adam",
+      learning_rate=optimizers.schedule(
+        "cosine", learning_rate=1e-3, num_steps=10_000, warmup_steps=500
+      ),
+      weight_decay=1e-2, decay_paths="kernel$", clip_norm=1.0,
+      freeze="^embed/", multipliers=(("^head/", 10.0),),
+    )
+
+Paths are those of the parameters, 'a/b/kernel'; a pattern that hits no
+parameter is an error at `init`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from locojax.core import checks, trees
+
+Patterns = str | Iterable[str]
+
+
+def _constant(progress, count, final, timescale):
+  return jnp.ones_like(progress)
+
+
+def _linear(progress, count, final, timescale):
+  return 1.0 - (1.0 - final) * progress
+
+
+def _cosine(progress, count, final, timescale):
+  return final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+
+
+def _rsqrt(progress, count, final, timescale):
+  return jnp.sqrt(timescale / (timescale + count))
+
+
+SCHEDULES = {
+  "constant": _constant,
+  "linear": _linear,
+  "cosine": _cosine,
+  "rsqrt": _rsqrt,
+}
+
+
+def schedule(
+  name: str,
+  *,
+  learning_rate: float,
+  num_steps: int,
+  warmup_steps: int = 0,
+  cooldown_steps: int = 0,
+  final: float = 0.0,
+  timescale: float = 10_000,
+) -> optax.Schedule:
+  """Warm-up from zero, then a decay, then optionally a ramp down to zero.
+
+  With k updates done, w warm-up steps and p = (k - w) / (num_steps - w):
+  `constant` 1; `linear` 1 - (1 - final) p; `cosine` final + (1 - final)
+  (1 + cos(pi p)) / 2; `rsqrt` sqrt(timescale / (timescale + k - w)); each
+  times `learning_rate` and min(1, k / w). The first warm-up step has rate 0.
+
+  Args:
+    name: a key of `SCHEDULES`.
+    learning_rate: the peak.
+    num_steps: length of the run; the rate stays at its end value after it.
+    warmup_steps: length of the linear warm-up.
+    cooldown_steps: length of the linear ramp to zero before `num_steps`.
+    final: last value as a share of the peak, for `linear` and `cosine`.
+    timescale: of `rsqrt`, in steps.
+
+  Returns:
+    A function from the number of updates to the learning rate, float32.
+
+  Raises:
+    ValueError: an unknown name or a number out of range.
+  """
+  shape = checks.lookup("schedule", name, SCHEDULES)
+  checks.nonnegative("learning_rate", learning_rate)
+  checks.positive_int("num_steps", num_steps)
+  checks.in_range("warmup_steps", warmup_steps, 0, num_steps)
+  checks.in_range("cooldown_steps", cooldown_steps, 0, num_steps - warmup_steps)
+  checks.in_range("final", final, 0.0, 1.0)
+  checks.positive("timescale", timescale)
+  decay_steps = max(num_steps - warmup_steps, 1)
+
+  def rate(count):
+    count = jnp.minimum(jnp.asarray(count, jnp.float32), num_steps)
+    since = jnp.maximum(count - warmup_steps, 0.0)
+    value = shape(since / decay_steps, since, final, timescale)
+    if warmup_steps:
+      value *= jnp.minimum(1.0, count / warmup_steps)
+    if cooldown_steps:
+      value *= jnp.minimum(1.0, (num_steps - count) / cooldown_steps)
+    return learning_rate * value
+
+  return rate
+
+
+def _muon(**options) -> optax.GradientTransformation:
+  """Orthogonalised momentum for matrices, Adam for all else."""
+  return optax.chain(optax.contrib.muon(1.0, **options), optax.scale(-1.0))
+
+
+def _sgd() -> optax.GradientTransformation:
+  return optax.identity()
+
+
+def _momentum(*, momentum: float = 0.9, accumulator_dtype: Any = None):
+  return optax.trace(momentum, accumulator_dtype=accumulator_dtype)
+
+
+def _nesterov(*, momentum: float = 0.9, accumulator_dtype: Any = None):
+  return optax.trace(momentum, True, accumulator_dtype)
+
+
+# Each makes the direction of the step, before decay and learning rate.
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+  "sgd": _sgd,
+  "momentum": _momentum,
+  "nesterov": _nesterov,
+  "adagrad": optax.scale_by_rss,
+  "rmsprop": optax.scale_by_rms,
+  "adam": optax.scale_by_adam,
+  "adamw": optax.scale_by_adam,
+  "nadam": functools.partial(optax.scale_by_adam, nesterov=True),
+  "amsgrad": optax.scale_by_amsgrad,
+  "adabelief": optax.scale_by_belief,
+  "radam": optax.scale_by_radam,
+  "lion": optax.scale_by_lion,
+  "muon": _muon,
+}
+
+# Options that the chain itself has, so that nothing is applied twice.
+_OWN = {
+  "learning_rate",
+  "weight_decay",
+  "weight_decay_mask",
+  "adam_learning_rate",
+  "adam_weight_decay",
+}
+_UNIT = {"b1", "b2", "decay", "momentum", "beta", "adam_b1", "adam_b2"}
+
+
+def allowed_options(name: str) -> tuple[str, ...]:
+  """Names of the options that optimiser `name` takes in `make`."""
+  base = checks.lookup("optimizer", name, OPTIMIZERS)
+  source = optax.contrib.muon if base is _muon else base
+  fixed = getattr(base, "keywords", {})
+  names = inspect.signature(source).parameters
+  extra = ("momentum",) if name == "rmsprop" else ()
+  return (*(n for n in names if n not in _OWN and n not in fixed), *extra)
+
+
+def _check_options(name: str, options: dict[str, Any]) -> None:
+  allowed = allowed_options(name)
+  for option, value in options.items():
+    checks.one_of(f"option of {name}", option, allowed)
+    if option in _UNIT:
+      checks.in_range(option, value, 0.0, 1.0)
+    elif option.startswith("eps") and not isinstance(value, bool):
+      checks.nonnegative(option, value)
+
+
+def _patterns(patterns: Patterns) -> tuple[str, ...]:
+  return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _checked(
+  tx: optax.GradientTransformation, named: dict[str, tuple[str, ...]]
+) -> optax.GradientTransformationExtraArgs:
+  """`tx`, whose init refuses patterns that hit no parameter."""
+  tx = optax.with_extra_args_support(tx)
+
+  def init(params):
+    paths = list(trees.flatten(params))
+    for name, patterns in named.items():
+      for pattern in patterns:
+        if not any(trees.matches(path, pattern) for path in paths):
+          raise ValueError(
+            f"{name}={pattern!r} hits no parameter; paths are "
+            f"{', '.join(paths[:12])}{', ...' if len(paths) > 12 else '.'}"
+          )
+    return tx.init(params)
+
+  return optax.GradientTransformationExtraArgs(init, tx.update)
+
+
+def _scale_by_path(
+  multipliers: tuple[tuple[str, float], ...],
+) -> optax.GradientTransformation:
+  """Multiplies updates by the factor of the first pattern that hits."""
+
+  def factor(path):
+    hits = (f for pattern, f in multipliers if trees.matches(path, pattern))
+    return next(hits, 1.0)
+
+  def scale(updates, params):
+    del params
+    return trees.map_with_path(lambda path, u: u * factor(path), updates)
+
+  return optax.stateless(scale)
+
+
+def freeze(
+  tx: optax.GradientTransformation, patterns: Patterns
+) -> optax.GradientTransformationExtraArgs:
+  """`tx` on all parameters but those that a pattern hits.
+
+  Frozen parameters get a zero update, have no state, and do not count in the
+  global norm that `tx` may clip.
+  """
+  patterns = _patterns(patterns)
+
+  def labels(params):
+    frozen = trees.mask(params, patterns)
+    return jax.tree.map(lambda f: "frozen" if f else "trained", frozen)
+
+  parts = {"trained": tx, "frozen": optax.set_to_zero()}
+  return optax.partition(parts, labels)
+
+
+def make(
+  name: str,
+  *,
+  learning_rate: float | optax.Schedule,
+  weight_decay: float = 0.0,
+  decay_paths: Patterns = ".*",
+  clip_norm: float | None = None,
+  freeze_paths: Patterns = (),
+  multipliers: Iterable[tuple[str, float]] = (),
+  accumulate: int = 1,
+  **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """An optimiser by name, with all that is usually put around it.
+
+  In order: mean of `accumulate` gradients, clipping by the global norm,
+  direction of the optimiser, decoupled weight decay, learning rate,
+  multipliers.
+
+  Args:
+    name: a key of `OPTIMIZERS`.
+    learning_rate: a number or a schedule of the number of updates.
+    weight_decay: this share of a parameter, times the learning rate, is
+      taken off in each update. `adamw` wants one above 0.
+    decay_paths: patterns of parameters that decay.
+    clip_norm: largest global norm of the gradient; None does not clip.
+    freeze_paths: patterns of parameters that stay as they are; see `freeze`.
+    multipliers: `(pattern, factor)` of the learning rate; first hit wins.
+    accumulate: gradients that make one update. Prefer microbatches in the
+      step, which need no memory between steps.
+    **options: of the optimiser, such as `b1`; see `allowed_options`. `rmsprop`
+      also takes `momentum`, which acts after the learning rate as in optax.
+
+  Returns:
+    A transformation. Its `init` raises `ValueError` for a pattern that hits
+    nothing.
+
+  Raises:
+    ValueError: an unknown name or option, with what is allowed; a number out
+      of range.
+  """
+  _check_options(name, options)
+  checks.nonnegative("weight_decay", weight_decay)
+  checks.positive_int("accumulate", accumulate)
+  if name == "adamw" and weight_decay == 0:
+    raise ValueError(
+      "weight_decay=0.0 is not allowed for adamw: it must be above 0, or the "
+      "name 'adam'."
+    )
+  if not callable(learning_rate):
+    checks.nonnegative("learning_rate", learning_rate)
+  decay_paths, freeze_paths = _patterns(decay_paths), _patterns(freeze_paths)
+  multipliers = tuple((str(p), float(f)) for p, f in multipliers)
+  for pattern, factor in multipliers:
+    checks.nonnegative(f"multipliers[{pattern!r}]", factor)
+  tx = _chain(
+    name, learning_rate, weight_decay, decay_paths, clip_norm, options
+  )
+  if multipliers:
+    tx = optax.chain(tx, _scale_by_path(multipliers))
+  if freeze_paths:
+    tx = freeze(tx, freeze_paths)
+  if accumulate > 1:
+    tx = optax.MultiSteps(tx, accumulate).gradient_transformation()
+  named = {"freeze_paths": freeze_paths}
+  named["multipliers"] = tuple(p for p, _ in multipliers)
+  named["decay_paths"] = decay_paths if weight_decay else ()
+  return _checked(tx, named)
+
+
+def _chain(name, learning_rate, weight_decay, decay_paths, clip_norm, options):
+  """Clip, direction, decay, learning rate."""
+  options, parts = dict(options), []
+  after = options.pop("momentum", None) if name == "rmsprop" else None
+  if clip_norm is not None:
+    checks.positive("clip_norm", clip_norm)
+    parts.append(optax.clip_by_global_norm(clip_norm))
+  parts.append(OPTIMIZERS[name](**options))
+  if weight_decay:
+    mask = functools.partial(trees.mask, patterns=decay_paths)
+    parts.append(optax.add_decayed_weights(weight_decay, mask))
+  parts.append(optax.scale_by_learning_rate(learning_rate))
+  if after is not None:
+    parts.append(optax.trace(after))
+  return optax.chain(*parts)

@@ -1,0 +1,622 @@
+"""The loop: order, resume, failures, signals."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import toy
+
+from locojax.core import trees
+from locojax.train import (
+  checkpoints,
+  experiment,
+  loop,
+  profiling,
+  sharding,
+  writers,
+)
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _fit(e, folder, **settings):
+  settings = {
+    "key": jax.random.key(0),
+    "log_every": 5,
+    "save_every": 4,
+    "writers": (),
+    **settings,
+  }
+  return loop.fit(e, folder, **settings)
+
+
+def _bits(state):
+  out = {}
+  for path, x in trees.flatten(state).items():
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x = jax.random.key_data(x)
+    out[path] = np.asarray(x).tobytes()
+  return out
+
+
+def _rows(folder, timing=False):
+  rows = writers.read_lines(pathlib.Path(folder) / writers.METRICS)
+  if timing:
+    return rows
+  return [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """An uninterrupted run of 20 steps: `(bits, rows, folder)`."""
+  folder = tmp_path_factory.mktemp("whole")
+  state = _fit(toy.make(), folder)
+  return _bits(state), _rows(folder), folder
+
+
+class _Stop(Exception):
+  """Ends a run from the outside."""
+
+
+def _stops(e, at):
+  """The experiment, whose data end with an exception at batch `at`."""
+
+  def batches(start):
+    for k, batch in enumerate(e.batches(start), start=start):
+      if k == at:
+        raise _Stop
+      yield batch
+
+  return dataclasses.replace(e, batches=batches)
+
+
+# ------------------------------------------------------------------- folder
+
+
+def test_run_folder(whole):
+  _, rows, folder = whole
+  steps = [(r["step"], next(k for k in r if "/" in k)) for r in rows]
+  loss, norm = "train/loss", "weights/norm"
+  assert steps == [(0, norm)] + [
+    (step, name) for step in (5, 10, 15, 20) for name in (loss, norm)
+  ]
+  result = json.loads((folder / "result.json").read_text())
+  assert result["step"] == 20
+  assert result["values"][loss] == rows[-2][loss]
+  assert result["values"][norm] == rows[-1][norm]
+  assert result["compile_seconds"] > 0 and result["examples_per_second"] > 0
+  assert result["device_kind"] == jax.devices()[0].device_kind
+  assert result["jax_version"] == jax.__version__
+  with checkpoints.Checkpoints(folder / "ckpt") as store:
+    assert store.steps() == [16, 20]
+
+
+def test_params_txt(tmp_path):
+  rules = (("kernel", jax.P(None, "data")),)
+  _fit(toy.make(1, rules=rules), tmp_path)
+  text = (tmp_path / "params.txt").read_text()
+  row = next(r for r in text.splitlines() if "kernel" in r)
+  kernel = toy.init(jax.random.key(0)).params["dense"]["kernel"]
+  path, *_, total = row.split()
+  assert path == "params/dense/kernel"
+  assert "[4, 8]  float32  P(None, 'data')" in row
+  assert float(total) == pytest.approx(float(jnp.sum(kernel)), rel=1e-5)
+
+
+def test_seconds_count_training_only(tmp_path):
+  e = toy.make(4, eval_every=1)
+
+  def slow(state):
+    time.sleep(0.3)
+    return toy.norm(state)
+
+  e = dataclasses.replace(e, evals={"weights": experiment.Eval(1, slow)})
+  _fit(e, tmp_path, log_every=1, save_every=1)
+  result = json.loads((tmp_path / "result.json").read_text())
+  assert 0 < result["seconds"] < 0.3
+
+
+def test_config_is_written_and_changes_are_told(tmp_path, caplog):
+  _fit(toy.make(2), tmp_path, config={"a": 1, "b": {"c": (1, 2)}})
+  written = json.loads((tmp_path / "config.json").read_text())
+  assert written == {"a": 1, "b": {"c": [1, 2]}}
+  with caplog.at_level(logging.WARNING, "locojax"):
+    _fit(toy.make(3), tmp_path, config={"a": 2, "b": {"c": (1, 2)}})
+  assert "the config was changed: a" in caplog.text
+
+
+# -------------------------------------------------------------------- order
+
+
+class _Recorder(writers.Writer):
+  def __init__(self, seen):
+    self.seen = seen
+
+  def write(self, step, seconds, values):
+    self.seen.append(("log" if "train/loss" in values else "eval", step))
+
+
+def test_order_of_operations(tmp_path, monkeypatch):
+  seen = []
+  e = toy.make(5, eval_every=2)
+
+  def batches(start):
+    for k, batch in enumerate(toy.batches(start), start=start):
+      seen.append(("fetch", k))
+      yield batch
+
+  compiled = loop._compile
+
+  def compile_recorded(*args):
+    run = compiled(*args)
+
+    def step(state, first_bad, batch):
+      seen.append(("step", int(state.step)))
+      return run(state, first_bad, batch)
+
+    return step
+
+  save = checkpoints.Checkpoints.save
+
+  def save_recorded(self, step, state, meta):
+    assert int(state.step) == step == meta["step"]
+    seen.append(("save", step))
+    save(self, step, state, meta)
+
+  monkeypatch.setattr(loop, "_compile", compile_recorded)
+  monkeypatch.setattr(checkpoints.Checkpoints, "save", save_recorded)
+  monkeypatch.setattr(jax, "transfer_guard", lambda _: jax.set_mesh(_mesh()))
+  e = dataclasses.replace(e, batches=batches)
+  _fit(e, tmp_path, log_every=2, save_every=2, writers=[_Recorder(seen)])
+  order = [s for s in seen if s[0] != "fetch"]
+  assert order == [
+    *[("eval", 0), ("step", 0)],
+    *[("step", 1), ("log", 2), ("eval", 2), ("save", 2)],
+    *[("step", 2), ("step", 3), ("log", 4), ("eval", 4), ("save", 4)],
+    *[("step", 4), ("log", 5), ("eval", 5), ("save", 5)],
+  ]
+  fetched = [s[1] for s in seen if s[0] == "fetch"]
+  assert fetched == [0, 1, 2, 3, 4]
+  for k in range(5):
+    assert seen.index(("fetch", k)) < seen.index(("step", k))
+
+
+def _mesh():
+  return sharding.make_mesh({"data": -1})
+
+
+# ------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize("at", [1, 4, 6, 13, 19])
+def test_resume_is_bitwise(tmp_path, whole, at):
+  bits, rows, _ = whole
+  with pytest.raises(_Stop):
+    _fit(_stops(toy.make(), at), tmp_path, save_every=3)
+  with checkpoints.Checkpoints(tmp_path / "ckpt") as store:
+    assert (store.steps() or [0])[-1] == (at - 1) // 3 * 3
+  state = _fit(toy.make(), tmp_path, save_every=3)
+  assert _bits(state) == bits
+  assert _rows(tmp_path) == rows
+
+
+def test_resume_at_every_step(tmp_path, whole):
+  bits, rows, _ = whole
+  for at in range(2, 20):
+    with pytest.raises(_Stop):
+      _fit(_stops(toy.make(), at), tmp_path, save_every=1)
+  assert _bits(_fit(toy.make(), tmp_path, save_every=1)) == bits
+  assert _rows(tmp_path) == rows
+  seconds = [r["seconds"] for r in _rows(tmp_path, timing=True)]
+  assert seconds == sorted(seconds)
+
+
+def test_a_finished_run_returns_at_once(tmp_path, whole):
+  bits, rows, folder = whole
+  before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+  e = dataclasses.replace(toy.make(), batches=None, step=None, evals={})
+  assert _bits(_fit(e, folder)) == bits
+  assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+  assert _rows(folder) == rows
+
+
+def test_a_lost_result_is_written_again(tmp_path):
+  _fit(toy.make(4), tmp_path)
+  first = json.loads((tmp_path / "result.json").read_text())
+  (tmp_path / "result.json").unlink()
+  _fit(toy.make(4), tmp_path)
+  assert json.loads((tmp_path / "result.json").read_text()) == first
+
+
+def test_a_run_can_be_made_longer_but_not_shorter(tmp_path, whole):
+  bits, _, _ = whole
+  _fit(toy.make(10), tmp_path)
+  assert _bits(_fit(toy.make(20), tmp_path)) == bits
+  with pytest.raises(ValueError, match="num_steps=10.*step 20"):
+    _fit(toy.make(10), tmp_path)
+
+
+def test_a_finished_run_without_checkpoints_is_not_overwritten(tmp_path):
+  (tmp_path / "result.json").write_text("{}")
+  with pytest.raises(ValueError, match="no checkpoint"):
+    _fit(toy.make(), tmp_path)
+
+
+def test_a_corrupt_newest_checkpoint_costs_its_steps_only(
+  tmp_path, whole, caplog
+):
+  bits, rows, _ = whole
+  with pytest.raises(_Stop):
+    _fit(_stops(toy.make(), 13), tmp_path)
+  for path in (tmp_path / "ckpt" / "12").rglob("*"):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[:10])
+  with caplog.at_level(logging.INFO, "locojax"):
+    assert _bits(_fit(toy.make(), tmp_path)) == bits
+  assert "checkpoint 12 is unreadable" in caplog.text
+  assert "resumed at step 8" in caplog.text
+  assert _rows(tmp_path) == rows
+
+
+def test_zero_steps(tmp_path):
+  for _ in range(2):
+    state = _fit(toy.make(0), tmp_path)
+    assert int(state.step) == 0
+    assert [r["step"] for r in _rows(tmp_path)] == [0]
+
+
+# ----------------------------------------------------------------- the mesh
+
+
+@pytest.mark.parametrize(
+  "axes, rules",
+  [
+    ({"data": 2, "model": 4}, (("kernel", jax.P(None, "model")),)),
+    ({"data": 4, "expert": 2}, ()),
+  ],
+)
+def test_resume_on_another_mesh(tmp_path, whole, axes, rules):
+  with pytest.raises(_Stop):
+    _fit(_stops(toy.make(), 10), tmp_path)
+  mesh = sharding.make_mesh(axes)
+  state = _fit(toy.make(rules=rules), tmp_path, mesh=mesh)
+  kernel = state.params["dense"]["kernel"]
+  assert kernel.sharding.mesh == mesh
+  if rules:
+    assert kernel.sharding.spec == rules[0][1]
+  reference = np.frombuffer(whole[0]["params/dense/kernel"], np.float32)
+  np.testing.assert_allclose(
+    np.asarray(kernel).ravel(), reference, rtol=1e-4, atol=1e-5
+  )
+
+
+def test_evaluate(whole):
+  _, rows, folder = whole
+  mesh = sharding.make_mesh({"data": 2}, jax.devices()[:2])
+  out = loop.evaluate(toy.make(), folder, mesh=mesh, key=jax.random.key(5))
+  assert out["step"] == 20
+  assert out["weights/norm"] == pytest.approx(rows[-1]["weights/norm"])
+  with pytest.raises(ValueError, match="checkpoints in `ckpt`"):
+    loop.evaluate(toy.make(), folder / "no", key=jax.random.key(5))
+
+
+# ---------------------------------------------------------------- init_from
+
+
+def test_init_from_takes_a_part(tmp_path, whole, caplog):
+  _, _, source = whole
+
+  def init(key):
+    state = toy.init(key)
+    return state.replace(params={**state.params, "head": jnp.ones((2,))})
+
+  def step(state, batch):
+    return state.replace(step=state.step + 1), {"loss": jnp.float32(0)}
+
+  e = dataclasses.replace(toy.make(0), init=init, step=step)
+  with caplog.at_level(logging.INFO, "locojax"):
+    state = _fit(e, tmp_path, init_from=source, init_patterns="params/")
+  bits, fresh = _bits(state), _bits(init(jax.random.key(0)))
+  name = "params/dense/kernel"
+  assert bits[name] == whole[0][name] != fresh[name]
+  rest = set(fresh) - {name}
+  assert {p: bits[p] for p in rest} == {p: fresh[p] for p in rest}
+  assert "params/head: not in the checkpoint" in caplog.text
+
+
+def test_init_from_nowhere(tmp_path):
+  with pytest.raises(ValueError, match="init_from=.*nowhere"):
+    _fit(toy.make(), tmp_path, init_from=tmp_path / "nowhere")
+
+
+def test_init_from_is_ignored_once_there_is_a_checkpoint(tmp_path, whole):
+  bits, _, source = whole
+  with pytest.raises(_Stop):
+    _fit(_stops(toy.make(), 6), tmp_path)
+  assert _bits(_fit(toy.make(), tmp_path, init_from=source)) == bits
+
+
+# ----------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize("bad", [0, 7, 11])
+def test_non_finite_loss_names_the_steps(tmp_path, bad):
+  said = rf"batch {bad} \(update {bad + 1}\).*steps (\d+) to (\d+)"
+  with pytest.raises(loop.NonFinite, match=said) as error:
+    _fit(toy.make(bad=bad), tmp_path)
+  first, last = map(int, re.search(said, str(error.value)).groups())
+  assert first <= bad + 1 <= last
+  with checkpoints.Checkpoints(tmp_path / "ckpt") as store:
+    assert (store.steps() or [0])[-1] == bad // 4 * 4
+
+
+def test_non_finite_params_are_not_saved(tmp_path):
+  def step(state, batch):
+    new, values = toy.step(state, batch)
+    blown = jax.tree.map(
+      lambda p: jnp.where(state.step == 5, jnp.inf, p), new.params
+    )
+    return new.replace(params=blown), values
+
+  e = dataclasses.replace(toy.make(6), step=step)
+  with pytest.raises(loop.NonFinite, match="parameter is not finite.*step 6"):
+    _fit(e, tmp_path)
+  with checkpoints.Checkpoints(tmp_path / "ckpt") as store:
+    assert store.steps() == [4]
+
+
+def _with_step(change):
+  def step(state, batch):
+    return change(*toy.step(state, batch))
+
+  return dataclasses.replace(toy.make(3), step=step)
+
+
+@pytest.mark.parametrize(
+  "change, said",
+  [
+    (lambda s, m: (s, {"accuracy": m["loss"]}), "must have 'loss'"),
+    (lambda s, m: (s.replace(model_state={}), m), "model_state/mean.*input"),
+    (
+      lambda s, m: (
+        s.replace(model_state={"mean": s.model_state["mean"][:4]}),
+        m,
+      ),
+      "'model_state/mean' from float32",
+    ),
+    (lambda s, m: (s.replace(step=s.step + 1), m), "must add 1"),
+  ],
+)
+def test_a_wrong_step_is_refused(tmp_path, change, said):
+  with pytest.raises(ValueError, match=said):
+    _fit(_with_step(change), tmp_path)
+
+
+def _with_batches(change):
+  def batches(start):
+    for k, batch in enumerate(toy.batches(start), start=start):
+      yield change(batch) if k == 2 else batch
+
+  return dataclasses.replace(toy.make(5), batches=batches)
+
+
+@pytest.mark.parametrize(
+  "change, said",
+  [
+    (lambda b: {**b, "x": b["x"][:8]}, r"batch 2: 'x' has shape \(8, 4\)"),
+    (lambda b: {**b, "x": b["x"].astype(int)}, "batch 2: 'x' has dtype int64"),
+    (lambda b: {"x": b["x"]}, "batch 2 has the form"),
+  ],
+)
+def test_a_wrong_batch_is_refused(tmp_path, change, said):
+  with pytest.raises(ValueError, match=said):
+    _fit(_with_batches(change), tmp_path)
+
+
+def test_data_that_end_too_soon(tmp_path):
+  def batches(start):
+    return itertools.islice(toy.batches(start), 3)
+
+  e = dataclasses.replace(toy.make(5), batches=batches)
+  with pytest.raises(ValueError, match="ended before batch 3"):
+    _fit(e, tmp_path)
+
+
+@pytest.mark.parametrize(
+  "settings, said",
+  [
+    ({"log_every": 0}, "log_every=0"),
+    ({"save_every": -1}, "save_every=-1"),
+    ({"keep": 0}, "keep=0"),
+    ({"profile": (1, 2)}, "profile="),
+    ({"key": jnp.zeros(2, jnp.uint32)}, "typed key"),
+  ],
+)
+def test_settings_are_checked(tmp_path, settings, said):
+  with pytest.raises(ValueError, match=said):
+    _fit(toy.make(), tmp_path, **settings)
+
+
+# -------------------------------------------------------------------- speed
+
+
+def test_one_trace_of_the_step(tmp_path):
+  traced = []
+
+  def step(state, batch):
+    traced.append(1)
+    return toy.step(state, batch)
+
+  _fit(dataclasses.replace(toy.make(), step=step), tmp_path)
+  assert len(traced) == 1
+
+
+def test_the_step_is_under_a_transfer_guard(tmp_path, monkeypatch):
+  compiled = loop._compile
+
+  def careless(*args):
+    run = compiled(*args)
+    return lambda state, bad, batch: run(state, bad, jax.device_get(batch))
+
+  monkeypatch.setattr(loop, "_compile", careless)
+  with pytest.raises(Exception, match="[Dd]isallowed host-to-device"):
+    _fit(toy.make(), tmp_path)
+
+
+def test_progress_and_mfu(tmp_path):
+  seen = []
+
+  class Progress(writers.Writer):
+    def progress(self, progress):
+      seen.append(progress)
+
+  _fit(toy.make(), tmp_path, writers=[Progress()], peak_flops=1e9)
+  assert [p.step for p in seen] == [5, 10, 15, 20]
+  e = toy.make()
+  for p in seen:
+    assert p.examples_per_second * p.step_seconds == pytest.approx(toy.BATCH)
+    assert p.mfu == pytest.approx(e.flops_per_step / p.step_seconds / 8e9)
+
+
+def test_profile_window(tmp_path):
+  _fit(toy.make(), tmp_path, profile=profiling.Window(3, 2))
+  assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+# ------------------------------------------------------------------ signals
+
+
+def _start(folder, *args):
+  return subprocess.Popen(
+    [
+      *(sys.executable, "-m", "experiments.run"),
+      *("--config", "tests/train/toy_config.py:slow"),
+      *("--workdir", str(folder), *args),
+    ],
+    cwd=_ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"},
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def _finish(process, seconds=90):
+  try:
+    return process.communicate(timeout=seconds)[1]
+  finally:
+    process.kill()
+
+
+def _wait_for(there, process, seconds=60.0):
+  """Polls fast, so that a save can be hit in its middle."""
+  end = time.monotonic() + seconds
+  while time.monotonic() < end and process.poll() is None:
+    if there():
+      return True
+  return False
+
+
+def _final(folder):
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+    jax.eval_shape(toy.init, jax.random.key(0)),
+  )
+  with checkpoints.Checkpoints(folder / "ckpt", read_only=True) as store:
+    state, meta = store.restore(abstract)
+  assert meta["step"] == 20
+  return _bits(state), _rows(folder)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+  """Bits and rows of an uninterrupted run in a process of its own."""
+  folder = tmp_path_factory.mktemp("alone")
+  process = _start(folder)
+  said = _finish(process)
+  assert process.returncode == 0, said
+  return _final(folder / "stage_0")
+
+
+def test_sigterm_saves_and_stops_all_stages(tmp_path, alone):
+  stage = tmp_path / "stage_0"
+  process = _start(tmp_path, "--config.stages=2", "--config.save_every=1000")
+  metrics = stage / writers.METRICS
+  assert _wait_for(
+    lambda: metrics.exists() and "train/loss" in metrics.read_text(), process
+  )
+  process.send_signal(signal.SIGTERM)
+  said = _finish(process)
+  assert process.returncode == 0, said
+  assert "SIGTERM: stopped at step" in said and "run again to resume" in said
+  step = int(re.search(r"stopped at step (\d+)", said)[1])
+  assert (stage / "ckpt" / str(step)).is_dir() and 5 <= step < 20
+  assert not (tmp_path / "stage_1").exists()
+
+  process = _start(tmp_path, "--config.save_every=1000")
+  said = _finish(process)
+  assert process.returncode == 0 and f"resumed at step {step}" in said
+  assert _final(stage) == alone
+
+
+def _moments(stage, rng):
+  """Moments to kill at: in saves, early and late, and anywhere."""
+  ckpt = stage / "ckpt"
+
+  def any_tmp(step):
+    return lambda: next(ckpt.glob(f"{step}.*tmp*"), None) is not None
+
+  def data_tmp(step):
+    return lambda: next(ckpt.glob(f"{step}.*tmp*/*/*"), None) is not None
+
+  def at(seconds):
+    start = time.monotonic()
+    return lambda: time.monotonic() - start > seconds
+
+  return [
+    any_tmp(1),
+    any_tmp(4),
+    data_tmp(rng.choice([7, 8])),
+    any_tmp(rng.choice([10, 11, 12])),
+    at(rng.uniform(1.0, 4.0)),
+    data_tmp(15),
+  ]
+
+
+def test_kill_in_saves_and_anywhere(tmp_path, alone):
+  stage = tmp_path / "stage_0"
+  kills, newest = 0, 0
+  for moment in _moments(stage, random.Random(time.time_ns())):
+    process = _start(tmp_path, "--config.save_every=1")
+    if _wait_for(moment, process):
+      kills += 1
+    process.kill()
+    _finish(process)
+    names = [p.name for p in stage.glob("ckpt/*")]
+    steps = [int(n) for n in names if n.isdigit()]
+    assert max(steps, default=0) >= newest, "an earlier checkpoint was lost"
+    newest = max(steps, default=0)
+  assert kills >= 4
+  process = _start(tmp_path, "--config.save_every=1")
+  said = _finish(process)
+  assert process.returncode == 0, said
+  assert f"resumed at step {newest}" in said
+  assert _final(stage) == alone
+  assert not list(stage.glob("ckpt/*tmp*"))

@@ -1,0 +1,245 @@
+"""Schedules and chains from keywords, against optax."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from locojax.core import trees
+from locojax.train import optimizers
+
+STEPS = np.arange(0, 120)
+
+
+def _params():
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  return {
+    "body": {"kernel": draw(6, 4), "bias": draw(4)},
+    "head": {"kernel": draw(4, 3), "bias": draw(3)},
+  }
+
+
+def _grads(seed):
+  rng = np.random.default_rng(seed + 1)
+  return jax.tree.map(
+    lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), _params()
+  )
+
+
+def _train(tx, num_steps=4, params=None):
+  params = _params() if params is None else params
+  state = tx.init(params)
+  for i in range(num_steps):
+    updates, state = tx.update(_grads(i), state, params)
+    params = optax.apply_updates(params, updates)
+  return params, state
+
+
+@pytest.mark.parametrize(
+  ("mine", "theirs"),
+  [
+    (
+      {"name": "constant"},
+      optax.constant_schedule(0.3),
+    ),
+    (
+      {"name": "constant", "warmup_steps": 20},
+      optax.warmup_constant_schedule(0.0, 0.3, 20),
+    ),
+    (
+      {"name": "linear", "final": 0.25},
+      optax.linear_schedule(0.3, 0.075, 100),
+    ),
+    (
+      {"name": "cosine", "warmup_steps": 10, "final": 0.1},
+      optax.warmup_cosine_decay_schedule(0.0, 0.3, 10, 100, 0.03),
+    ),
+  ],
+)
+def test_schedules_equal_those_of_optax(mine, theirs):
+  rate = optimizers.schedule(**mine, learning_rate=0.3, num_steps=100)
+  expected = [float(theirs(k)) for k in STEPS]
+  found = jax.jit(jax.vmap(rate))(STEPS)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+  assert found.dtype == jnp.float32
+
+
+def test_rsqrt_and_cooldown_worked():
+  rate = optimizers.schedule(
+    "rsqrt",
+    learning_rate=1.0,
+    num_steps=100,
+    warmup_steps=10,
+    cooldown_steps=20,
+    timescale=30,
+  )
+  found = [float(rate(k)) for k in (0, 5, 10, 40, 90, 100, 200)]
+  expected = [0, 0.5, 1, 0.5**0.5, 0.5 * (30 / 110) ** 0.5, 0, 0]
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"name": "cosin"}, "did you mean 'cosine'"),
+    ({"learning_rate": -1}, "learning_rate=-1"),
+    ({"num_steps": 0}, "num_steps=0"),
+    ({"warmup_steps": 101}, "warmup_steps=101"),
+    ({"warmup_steps": 60, "cooldown_steps": 60}, "cooldown_steps=60"),
+    ({"final": 2.0}, "final=2.0"),
+    ({"timescale": 0}, "timescale=0"),
+  ],
+)
+def test_bad_schedules_are_refused(change, words):
+  good = {"name": "cosine", "learning_rate": 1.0, "num_steps": 100}
+  with pytest.raises(ValueError, match=words):
+    optimizers.schedule(**{**good, **change})
+
+
+OPTAX = {
+  "sgd": (optax.sgd(0.1), {}),
+  "momentum": (optax.sgd(0.1, momentum=0.8), {"momentum": 0.8}),
+  "nesterov": (optax.sgd(0.1, momentum=0.9, nesterov=True), {}),
+  "adagrad": (optax.adagrad(0.1, eps=1e-5), {"eps": 1e-5}),
+  "rmsprop": (
+    optax.rmsprop(0.1, decay=0.8, momentum=0.9, initial_scale=1.0),
+    {"decay": 0.8, "momentum": 0.9, "initial_scale": 1.0},
+  ),
+  "adam": (optax.adam(0.1, b1=0.8), {"b1": 0.8}),
+  "adamw": (optax.adamw(0.1, weight_decay=0.2), {"weight_decay": 0.2}),
+  "nadam": (optax.nadam(0.1), {}),
+  "amsgrad": (optax.amsgrad(0.1), {}),
+  "adabelief": (optax.adabelief(0.1), {}),
+  "radam": (optax.radam(0.1), {}),
+  "lion": (optax.lion(0.1, weight_decay=0.1), {"weight_decay": 0.1}),
+  "muon": (optax.contrib.muon(0.1, ns_steps=3), {"ns_steps": 3}),
+}
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_optimizers_equal_those_of_optax(name):
+  theirs, options = OPTAX[name]
+  mine = optimizers.make(name, learning_rate=0.1, **options)
+  expected, _ = _train(theirs)
+  found, _ = _train(mine)
+  chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_a_schedule_counts_updates(name):
+  rate = optimizers.schedule("linear", learning_rate=0.1, num_steps=2)
+  options = {"weight_decay": 0.1}
+  tx = optimizers.make(name, learning_rate=rate, **options)
+  params, _ = _train(tx, 2)
+  more, _ = _train(tx, 4)
+  chex.assert_trees_all_equal(params, more)
+
+
+def test_clip_decay_mask_and_multipliers_worked():
+  params, grads = _params(), _grads(0)
+  tx = optimizers.make(
+    "sgd",
+    learning_rate=0.5,
+    clip_norm=1.0,
+    weight_decay=0.1,
+    decay_paths="kernel$",
+    multipliers=(("^head/kernel", 2.0), ("^head", 3.0)),
+  )
+  updates, _ = tx.update(grads, tx.init(params), params)
+  norm = optax.tree.norm(grads)
+  assert norm > 1
+
+  def expected(path, p, g):
+    decay = 0.1 * p if path.endswith("kernel") else 0.0
+    factor = {"head/kernel": 2.0, "head/bias": 3.0}.get(path, 1.0)
+    return -0.5 * factor * (g / norm + decay)
+
+  wanted = trees.map_with_path(expected, params, grads)
+  chex.assert_trees_all_close(updates, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_frozen_parameters_stay_and_have_no_state():
+  tx = optimizers.make(
+    "adam", learning_rate=0.1, freeze_paths=("^body/", "bias"), clip_norm=1e-3
+  )
+  params, state = _train(tx)
+  chex.assert_trees_all_equal(params["body"], _params()["body"])
+  assert np.any(params["head"]["kernel"] != _params()["head"]["kernel"])
+  kept = [p for p in trees.flatten(state) if "mu" in p or "nu" in p]
+  assert len(kept) == 2 and all(p.endswith("head/kernel") for p in kept)
+
+
+def test_accumulation_takes_the_mean():
+  tx = optimizers.make("adam", learning_rate=0.1, accumulate=2)
+  found, _ = _train(tx, 2)
+  plain = optimizers.make("adam", learning_rate=0.1)
+  mean = jax.tree.map(lambda a, b: (a + b) / 2, _grads(0), _grads(1))
+  updates, _ = plain.update(mean, plain.init(_params()), _params())
+  expected = optax.apply_updates(_params(), updates)
+  chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_everything_together_compiles_once_and_keeps_dtypes(name):
+  tx = optimizers.make(
+    name,
+    learning_rate=optimizers.schedule(
+      "cosine", learning_rate=0.1, num_steps=9, warmup_steps=2
+    ),
+    weight_decay=0.1,
+    decay_paths="kernel",
+    clip_norm=1.0,
+    freeze_paths="body/bias",
+    multipliers=(("head", 0.5),),
+    accumulate=2,
+  )
+  chex.clear_trace_counter()
+  update = jax.jit(chex.assert_max_traces(tx.update, n=1))
+  params = _params()
+  state = jax.jit(tx.init)(params)
+  for i in range(3):
+    updates, new = update(_grads(i), state, params, value=jnp.float32(1.0))
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+    state = new
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "words"),
+  [
+    ({"name": "adm"}, "one of 'sgd', 'momentum'.*did you mean 'adam'"),
+    ({"name": "adam", "beta1": 0.9}, "option of adam='beta1'.*'b1', 'b2'"),
+    ({"name": "nadam", "nesterov": False}, "option of nadam='nesterov'"),
+    ({"name": "muon", "adam_weight_decay": 1.0}, "option of muon"),
+    ({"name": "adam", "b1": 1.5}, "b1=1.5"),
+    ({"name": "adam", "eps": -1.0}, "eps=-1.0"),
+    ({"name": "adamw"}, "weight_decay=0.0 is not allowed for adamw"),
+    ({"name": "sgd", "weight_decay": -1.0}, "weight_decay=-1.0"),
+    ({"name": "sgd", "clip_norm": 0.0}, "clip_norm=0.0"),
+    ({"name": "sgd", "accumulate": 0}, "accumulate=0"),
+    ({"name": "sgd", "learning_rate": -0.1}, "learning_rate=-0.1"),
+    ({"name": "sgd", "multipliers": (("a", -1.0),)}, "multipliers"),
+  ],
+)
+def test_bad_settings_are_refused(kwargs, words):
+  with pytest.raises(ValueError, match=words):
+    optimizers.make(**{"learning_rate": 0.1, **kwargs})
+
+
+@pytest.mark.parametrize(
+  "kwargs",
+  [
+    {"freeze_paths": "boddy"},
+    {"multipliers": (("boddy", 2.0),)},
+    {"weight_decay": 0.1, "decay_paths": ("kernel", "boddy")},
+  ],
+)
+def test_patterns_that_hit_nothing_are_refused(kwargs):
+  tx = optimizers.make("sgd", learning_rate=0.1, **kwargs)
+  with pytest.raises(ValueError, match="'boddy' hits no parameter.*body/bias"):
+    tx.init(_params())
