@@ -37,7 +37,8 @@ class Experiment:
     num_steps: number of updates in all.
     batch_shapes: the *global* batch as a tree of `jax.ShapeDtypeStruct`; what
       `--mode=check` compiles for, without data.
-    rules: ordered `(regex, PartitionSpec)` for the paths of the state.
+    rules: ordered `(regex, PartitionSpec)` for the paths of the state; a
+      function `(shape, mesh) -> PartitionSpec` may stand for the latter.
     batch_spec: partition of the leaves of a batch, leading axes first.
     evals: evaluations by name.
     examples_per_step: what `examples/s` counts.
@@ -50,7 +51,7 @@ class Experiment:
   batches: Callable[[int], Iterator[types.Batch]]
   num_steps: int
   batch_shapes: Any
-  rules: tuple[tuple[str, jax.sharding.PartitionSpec], ...] = ()
+  rules: tuple[tuple[str, Any], ...] = ()
   batch_spec: jax.sharding.PartitionSpec = dataclasses.field(
     default_factory=lambda: jax.sharding.PartitionSpec("data")
   )

@@ -239,6 +239,7 @@ class _Run:
     started = time.perf_counter()
     compiled = _compile(self._experiment, self._layout)
     self._meta["compile_seconds"] = time.perf_counter() - started
+    self._meta["step_bytes"] = profiling.step_bytes(compiled)
     return compiled
 
   def _log_due(self, step: int) -> bool:

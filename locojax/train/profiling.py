@@ -8,6 +8,7 @@ import logging
 import pathlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -88,6 +89,23 @@ def memory() -> dict[str, int]:
     if known:
       out[name] = max(known)
   return out
+
+
+def step_bytes(compiled: Any) -> int | None:
+  """Bytes on a device that a compiled step holds at once.
+
+  Arguments, results that do not take their place, and temporaries, as the
+  compiler plans them; None where it does not tell.
+  """
+  plan = compiled.memory_analysis()
+  if plan is None:
+    return None
+  return (
+    plan.argument_size_in_bytes
+    + plan.output_size_in_bytes
+    - plan.alias_size_in_bytes
+    + plan.temp_size_in_bytes
+  )
 
 
 class Clock:

@@ -100,7 +100,8 @@ def make_mesh(axes: Mapping[str, int], devices=None) -> Mesh:
   except NotImplementedError as error:
     raise ValueError(
       f"axes={sizes} do not map onto the torus of these {len(devices)} "
-      f"devices: a size must be a product of torus axes. {error}"
+      "devices: a size must be a product of torus axes. "
+      f"{str(error).split('. ')[0]}."
     ) from error
 
 

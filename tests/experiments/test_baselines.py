@@ -255,7 +255,8 @@ def test_a_rotated_problem_has_rotated_updates(make, equivariant):
     plain = run(make(), [jnp.asarray(g) for g in grads])
     turned = run(make(), [jnp.asarray(left @ g @ right) for g in grads])
   error = max(
-    np.max(np.abs(left @ a @ right - b)) for a, b in zip(plain, turned)
+    np.max(np.abs(left @ np.asarray(a) @ right - np.asarray(b)))
+    for a, b in zip(plain, turned)
   )
   assert (error < 1e-6) == equivariant
 
@@ -319,7 +320,7 @@ def test_jit_and_chain_change_nothing(name):
     assert_close(halved, want)
     tx = MAKERS[name](0.1)
     state = tx.init(params)
-    for g, w in zip(grads, want):
+    for g, w in zip(grads[:2], want):
       got, state = tx.update(g, state, params)
       assert_close(got, w)
 

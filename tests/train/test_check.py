@@ -231,6 +231,11 @@ def _restructures(state, batch):
     ({}, {"topology": "v9:4x4"}, "one of 'v4', 'v5e'"),
     ({}, {"topology": "v5e"}, "topology='v5e' is not allowed"),
     ({}, {"topology": "v5e:4x4x4"}, "v5e slices have 2 axes"),
+    (
+      {},
+      {"topology": "v4:4x4x4", "axes": {"data": 8, "model": 8}},
+      r"do not map onto the torus .* mesh \[4, 4, 4\]\.$",
+    ),
     ({}, {"topology": "v5e:3x5"}, "topology='v5e:3x5' is not allowed"),
   ],
 )

@@ -6,12 +6,8 @@ import dataclasses
 import itertools
 import json
 import logging
-import os
 import pathlib
-import random
 import re
-import signal
-import subprocess
 import sys
 import time
 
@@ -23,7 +19,6 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import toy
 
-from locojax.core import trees
 from locojax.train import (
   checkpoints,
   experiment,
@@ -32,8 +27,6 @@ from locojax.train import (
   sharding,
   writers,
 )
-
-_ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _fit(e, folder, **settings):
@@ -47,28 +40,12 @@ def _fit(e, folder, **settings):
   return loop.fit(e, folder, **settings)
 
 
-def _bits(state):
-  out = {}
-  for path, x in trees.flatten(state).items():
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-      x = jax.random.key_data(x)
-    out[path] = np.asarray(x).tobytes()
-  return out
-
-
-def _rows(folder, timing=False):
-  rows = writers.read_lines(pathlib.Path(folder) / writers.METRICS)
-  if timing:
-    return rows
-  return [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   """An uninterrupted run of 20 steps: `(bits, rows, folder)`."""
   folder = tmp_path_factory.mktemp("whole")
   state = _fit(toy.make(), folder)
-  return _bits(state), _rows(folder), folder
+  return toy.bits(state), toy.rows(folder), folder
 
 
 class _Stop(Exception):
@@ -213,8 +190,8 @@ def test_resume_is_bitwise(tmp_path, whole, at):
   with checkpoints.Checkpoints(tmp_path / "ckpt") as store:
     assert (store.steps() or [0])[-1] == (at - 1) // 3 * 3
   state = _fit(toy.make(), tmp_path, save_every=3)
-  assert _bits(state) == bits
-  assert _rows(tmp_path) == rows
+  assert toy.bits(state) == bits
+  assert toy.rows(tmp_path) == rows
 
 
 def test_resume_at_every_step(tmp_path, whole):
@@ -222,9 +199,9 @@ def test_resume_at_every_step(tmp_path, whole):
   for at in range(2, 20):
     with pytest.raises(_Stop):
       _fit(_stops(toy.make(), at), tmp_path, save_every=1)
-  assert _bits(_fit(toy.make(), tmp_path, save_every=1)) == bits
-  assert _rows(tmp_path) == rows
-  seconds = [r["seconds"] for r in _rows(tmp_path, timing=True)]
+  assert toy.bits(_fit(toy.make(), tmp_path, save_every=1)) == bits
+  assert toy.rows(tmp_path) == rows
+  seconds = [r["seconds"] for r in toy.rows(tmp_path, timing=True)]
   assert seconds == sorted(seconds)
 
 
@@ -232,9 +209,9 @@ def test_a_finished_run_returns_at_once(tmp_path, whole):
   bits, rows, folder = whole
   before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
   e = dataclasses.replace(toy.make(), batches=None, step=None, evals={})
-  assert _bits(_fit(e, folder)) == bits
+  assert toy.bits(_fit(e, folder)) == bits
   assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
-  assert _rows(folder) == rows
+  assert toy.rows(folder) == rows
 
 
 def test_a_lost_result_is_written_again(tmp_path):
@@ -248,7 +225,7 @@ def test_a_lost_result_is_written_again(tmp_path):
 def test_a_run_can_be_made_longer_but_not_shorter(tmp_path, whole):
   bits, _, _ = whole
   _fit(toy.make(10), tmp_path)
-  assert _bits(_fit(toy.make(20), tmp_path)) == bits
+  assert toy.bits(_fit(toy.make(20), tmp_path)) == bits
   with pytest.raises(ValueError, match="num_steps=10.*step 20"):
     _fit(toy.make(10), tmp_path)
 
@@ -269,17 +246,17 @@ def test_a_corrupt_newest_checkpoint_costs_its_steps_only(
     if path.is_file():
       path.write_bytes(path.read_bytes()[:10])
   with caplog.at_level(logging.INFO, "locojax"):
-    assert _bits(_fit(toy.make(), tmp_path)) == bits
+    assert toy.bits(_fit(toy.make(), tmp_path)) == bits
   assert "checkpoint 12 is unreadable" in caplog.text
   assert "resumed at step 8" in caplog.text
-  assert _rows(tmp_path) == rows
+  assert toy.rows(tmp_path) == rows
 
 
 def test_zero_steps(tmp_path):
   for _ in range(2):
     state = _fit(toy.make(0), tmp_path)
     assert int(state.step) == 0
-    assert [r["step"] for r in _rows(tmp_path)] == [0]
+    assert [r["step"] for r in toy.rows(tmp_path)] == [0]
 
 
 # ----------------------------------------------------------------- the mesh
@@ -333,7 +310,7 @@ def test_init_from_takes_a_part(tmp_path, whole, caplog):
   e = dataclasses.replace(toy.make(0), init=init, step=step)
   with caplog.at_level(logging.INFO, "locojax"):
     state = _fit(e, tmp_path, init_from=source, init_patterns="params/")
-  bits, fresh = _bits(state), _bits(init(jax.random.key(0)))
+  bits, fresh = toy.bits(state), toy.bits(init(jax.random.key(0)))
   name = "params/dense/kernel"
   assert bits[name] == whole[0][name] != fresh[name]
   rest = set(fresh) - {name}
@@ -350,7 +327,7 @@ def test_init_from_is_ignored_once_there_is_a_checkpoint(tmp_path, whole):
   bits, _, source = whole
   with pytest.raises(_Stop):
     _fit(_stops(toy.make(), 6), tmp_path)
-  assert _bits(_fit(toy.make(), tmp_path, init_from=source)) == bits
+  assert toy.bits(_fit(toy.make(), tmp_path, init_from=source)) == bits
 
 
 # ----------------------------------------------------------------- failures
@@ -498,125 +475,3 @@ def test_progress_and_mfu(tmp_path):
 def test_profile_window(tmp_path):
   _fit(toy.make(), tmp_path, profile=profiling.Window(3, 2))
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-
-
-# ------------------------------------------------------------------ signals
-
-
-def _start(folder, *args):
-  return subprocess.Popen(
-    [
-      *(sys.executable, "-m", "experiments.run"),
-      *("--config", "tests/train/toy_config.py:slow"),
-      *("--workdir", str(folder), *args),
-    ],
-    cwd=_ROOT,
-    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"},
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
-def _finish(process, seconds=90):
-  try:
-    return process.communicate(timeout=seconds)[1]
-  finally:
-    process.kill()
-
-
-def _wait_for(there, process, seconds=60.0):
-  """Polls fast, so that a save can be hit in its middle."""
-  end = time.monotonic() + seconds
-  while time.monotonic() < end and process.poll() is None:
-    if there():
-      return True
-  return False
-
-
-def _final(folder):
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-    jax.eval_shape(toy.init, jax.random.key(0)),
-  )
-  with checkpoints.Checkpoints(folder / "ckpt", read_only=True) as store:
-    state, meta = store.restore(abstract)
-  assert meta["step"] == 20
-  return _bits(state), _rows(folder)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-  """Bits and rows of an uninterrupted run in a process of its own."""
-  folder = tmp_path_factory.mktemp("alone")
-  process = _start(folder)
-  said = _finish(process)
-  assert process.returncode == 0, said
-  return _final(folder / "stage_0")
-
-
-def test_sigterm_saves_and_stops_all_stages(tmp_path, alone):
-  stage = tmp_path / "stage_0"
-  process = _start(tmp_path, "--config.stages=2", "--config.save_every=1000")
-  metrics = stage / writers.METRICS
-  assert _wait_for(
-    lambda: metrics.exists() and "train/loss" in metrics.read_text(), process
-  )
-  process.send_signal(signal.SIGTERM)
-  said = _finish(process)
-  assert process.returncode == 0, said
-  assert "SIGTERM: stopped at step" in said and "run again to resume" in said
-  step = int(re.search(r"stopped at step (\d+)", said)[1])
-  assert (stage / "ckpt" / str(step)).is_dir() and 5 <= step < 20
-  assert not (tmp_path / "stage_1").exists()
-
-  process = _start(tmp_path, "--config.save_every=1000")
-  said = _finish(process)
-  assert process.returncode == 0 and f"resumed at step {step}" in said
-  assert _final(stage) == alone
-
-
-def _moments(stage, rng):
-  """Moments to kill at: in saves, early and late, and anywhere."""
-  ckpt = stage / "ckpt"
-
-  def any_tmp(step):
-    return lambda: next(ckpt.glob(f"{step}.*tmp*"), None) is not None
-
-  def data_tmp(step):
-    return lambda: next(ckpt.glob(f"{step}.*tmp*/*/*"), None) is not None
-
-  def at(seconds):
-    start = time.monotonic()
-    return lambda: time.monotonic() - start > seconds
-
-  return [
-    any_tmp(1),
-    any_tmp(4),
-    data_tmp(rng.choice([7, 8])),
-    any_tmp(rng.choice([10, 11, 12])),
-    at(rng.uniform(1.0, 4.0)),
-    data_tmp(15),
-  ]
-
-
-def test_kill_in_saves_and_anywhere(tmp_path, alone):
-  stage = tmp_path / "stage_0"
-  kills, newest = 0, 0
-  for moment in _moments(stage, random.Random(time.time_ns())):
-    process = _start(tmp_path, "--config.save_every=1")
-    if _wait_for(moment, process):
-      kills += 1
-    process.kill()
-    _finish(process)
-    names = [p.name for p in stage.glob("ckpt/*")]
-    steps = [int(n) for n in names if n.isdigit()]
-    assert max(steps, default=0) >= newest, "an earlier checkpoint was lost"
-    newest = max(steps, default=0)
-  assert kills >= 4
-  process = _start(tmp_path, "--config.save_every=1")
-  said = _finish(process)
-  assert process.returncode == 0, said
-  assert f"resumed at step {newest}" in said
-  assert _final(stage) == alone
-  assert not list(stage.glob("ckpt/*tmp*"))

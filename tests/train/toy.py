@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import pathlib
-import signal
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from locojax.core import metrics, types
-from locojax.train import experiment, loop, sharding
+from locojax.core import metrics, trees, types
+from locojax.train import experiment, loop, sharding, writers
 
 FEATURES = 4
 BATCH = 16
@@ -62,11 +61,11 @@ def global_batch(k: int) -> dict[str, np.ndarray]:
 
 def batches(start: int, *, bad: int = -1, pause: float = 0.0):
   """This process's rows of the batches; batch `bad` holds a NaN."""
-  rows = BATCH // jax.process_count()
-  first = rows * jax.process_index()
+  size = BATCH // jax.process_count()
+  first = size * jax.process_index()
   k = start
   while True:
-    batch = {n: x[first : first + rows] for n, x in global_batch(k).items()}
+    batch = {n: x[first : first + size] for n, x in global_batch(k).items()}
     if k == bad:
       batch["x"][0, 0] = np.nan
     time.sleep(pause)
@@ -121,6 +120,19 @@ def run(config, workdir) -> dict:
   return {}
 
 
-def kill_self() -> None:
-  """The end, without a chance to tidy up."""
-  os.kill(os.getpid(), signal.SIGKILL)
+def bits(state) -> dict[str, bytes]:
+  """The bytes of all leaves, by path."""
+  out = {}
+  for path, x in trees.flatten(state).items():
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x = jax.random.key_data(x)
+    out[path] = np.asarray(x).tobytes()
+  return out
+
+
+def rows(folder, timing=False) -> list[dict]:
+  """The rows of `metrics.jsonl`, without `seconds` unless asked for."""
+  found = writers.read_lines(pathlib.Path(folder) / writers.METRICS)
+  if timing:
+    return found
+  return [{k: v for k, v in r.items() if k != "seconds"} for r in found]

@@ -15,6 +15,7 @@ from locojax.methods.locoprop.taps import (
   tap,
 )
 from locojax.methods.locoprop.transform import (
+  INNER,
   LocoPropState,
   constant_local,
   find_layers,
@@ -32,6 +33,7 @@ from locojax.methods.locoprop.update import (
 )
 
 __all__ = [
+  "INNER",
   "LayerRecord",
   "LocalOptions",
   "LocoDense",

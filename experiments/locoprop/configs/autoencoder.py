@@ -1,0 +1,158 @@
+"""Deep autoencoder: LocoProp against first- and second-order optimisers.
+
+Claim: per epoch LocoProp-M is below every first-order method.
+
+  python -m experiments.run --workdir runs/locoprop_cpu \
+    --config experiments/locoprop/configs/autoencoder.py:cpu
+
+Variants: tiny (seconds), cpu (CURVES 14x14, minutes on 2 cores), gpu (MNIST,
+100 epochs), paper (the same, sharded), notebook (the official code's settings
+and schedule, for calibration). Tuned by `python -m experiments.locoprop.tune`
+over the spaces in `search.py`.
+"""
+
+from ml_collections import ConfigDict
+
+VARIANTS = ("tiny", "cpu", "gpu", "paper", "notebook")
+
+
+def _optimizers():
+  """Kind, learning rate and options of each method, as tuned on `cpu`."""
+  rmsprop = {"momentum": 0.999, "decay": 0.9}
+  return {
+    "sgd": {"kind": "sgd", "learning_rate": 0.03},
+    "momentum": {"kind": "momentum", "learning_rate": 0.003},
+    "nesterov": {"kind": "nesterov", "learning_rate": 0.003},
+    "adagrad": {"kind": "adagrad", "learning_rate": 0.03},
+    "rmsprop": {"kind": "rmsprop", "learning_rate": 3e-3, "momentum": 0.9},
+    "adam": {"kind": "adam", "learning_rate": 3e-3},
+    "muon": {"kind": "muon", "learning_rate": 0.03},
+    "shampoo": {"kind": "shampoo", "learning_rate": 1e-3},
+    "soap": {"kind": "soap", "learning_rate": 3e-3},
+    "kfac": {"kind": "kfac", "learning_rate": 0.03},
+    "locoprop_s": {
+      "kind": "locoprop",
+      "variant": "squared",
+      "learning_rate": 1e-4,
+      "num_local_iters": 5,
+      "inner_options": dict(rmsprop),
+    },
+    "locoprop_s_exact": {
+      "kind": "locoprop",
+      "variant": "squared",
+      "solver": "exact",
+      "learning_rate": 1.0,
+    },
+    "locoprop_m": {
+      "kind": "locoprop",
+      "learning_rate": 1e-4,
+      "num_local_iters": 10,
+      "inner_options": dict(rmsprop),
+    },
+    "locoprop_m_fast": {
+      "kind": "locoprop",
+      "learning_rate": 2e-4,
+      "num_local_iters": 5,
+      "max_rows": 125,
+      "inner_options": {"momentum": 0.999, "decay": 0.99},
+    },
+  }
+
+
+def get_config(variant: str = "cpu") -> ConfigDict:
+  """The benchmark at one of `VARIANTS`."""
+  if variant not in VARIANTS:
+    raise ValueError(f"variant={variant!r} is not allowed: one of {VARIANTS}.")
+  config = ConfigDict()
+  config.experiment = "experiments.locoprop.experiment"
+  config.data = {
+    "name": "curves",
+    "size": 14,
+    "num_train": 5000,
+    "num_test": 1000,
+    "data_dir": "",
+  }
+  config.needs_data = True
+  config.num_train, config.num_inputs = 5000, 196
+  config.model = {"hidden": (128, 64, 32), "code_size": 6, "activation": "tanh"}
+  config.batch_size = 500
+  config.num_epochs = 40
+  config.num_evals = 20
+  config.schedule, config.warmup, config.schedule_epochs = "linear", 0.05, 99
+  config.optimizers = _optimizers()
+  config.methods = tuple(config.optimizers)
+  config.method = "locoprop_m"
+  config.reference = "locoprop_m"
+  config.equal_seconds = True
+  config.seed = 0
+  config.seeds = (0,)
+  config.save_every, config.keep = 0, 1
+  config.results = ""
+  config.mesh = {"data": -1, "expert": 1, "model": 1}
+  config.rules = ()
+  config.check = {"topology": "", "hbm_bytes": 0}
+  globals()[f"_{variant}"](config)
+  return config.lock()
+
+
+def _tiny(config):
+  config.data.update(size=8, num_train=200, num_test=50)
+  config.model.update(hidden=(16,), code_size=3)
+  config.num_train, config.num_inputs = 200, 64
+  config.batch_size, config.num_epochs, config.num_evals = 40, 2, 2
+  config.methods = ("sgd", "adam", "locoprop_m", "locoprop_s_exact")
+
+
+def _cpu(config):
+  del config
+
+
+def _mnist(config):
+  """The benchmark of the paper: MNIST, 784-1000-500-250-30, batch 1000."""
+  config.data = {
+    "name": "mnist",
+    "size": 28,
+    "num_train": 60_000,
+    "num_test": 10_000,
+    "data_dir": "",
+  }
+  config.num_train, config.num_inputs = 60_000, 784
+  config.model.update(hidden=(1000, 500, 250), code_size=30)
+  config.batch_size, config.num_epochs, config.num_evals = 1000, 100, 50
+  config.optimizers.locoprop_m.learning_rate = 1e-5
+  config.optimizers.locoprop_s.learning_rate = 1e-5
+  config.optimizers.locoprop_m_fast.learning_rate = 2e-5
+  config.optimizers.locoprop_m_fast.max_rows = 250
+
+
+def _gpu(config):
+  _mnist(config)
+  config.seeds = (0, 1, 2)
+
+
+def _paper(config):
+  _mnist(config)
+  config.seeds = (0, 1, 2)
+  config.needs_data = False
+  config.batch_size = 1024
+  config.mesh = {"data": 4, "expert": 1, "model": 4}
+  config.rules = (
+    ("(encoder|decoder)_\\d+/kernel$", (None, "model")),
+    ("output/kernel$", (None, "model")),
+  )
+  config.check = {"topology": "v5e:4x4", "hbm_bytes": 0}
+
+
+def _notebook(config):
+  _mnist(config)
+  config.methods = ()
+  config.schedule, config.schedule_epochs = "notebook", 100
+  config.num_epochs, config.num_evals = 99, 99
+  config.save_every = 60
+  config.optimizers.locoprop_m = {
+    "kind": "locoprop",
+    "learning_rate": 1e-5,
+    "gamma": 10.0,
+    "num_local_iters": 10,
+    "inner_options": {"momentum": 0.999, "decay": 0.9, "eps": 1e-5},
+  }

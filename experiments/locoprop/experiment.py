@@ -1,0 +1,263 @@
+"""Deep-autoencoder benchmark: LocoProp against first and second order.
+
+`build` makes one run: a method, a seed, a number of epochs. `run` makes the
+benchmark: every method for equal epochs, then every method for the seconds
+that the reference method took, then a table and a figure.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.locoprop import autoencoder, optimizers, summary
+from locojax.core import checks
+from locojax.data import pipeline
+from locojax.methods import locoprop
+from locojax.train import (
+  distributed,
+  experiment,
+  flops,
+  loop,
+  profiling,
+  sharding,
+  steps,
+)
+
+Experiment = experiment.Experiment
+
+
+@functools.lru_cache(maxsize=2)
+def _arrays(items: tuple) -> dict[str, np.ndarray]:
+  return autoencoder.load(**dict(items))
+
+
+def _data(config) -> dict[str, np.ndarray]:
+  return _arrays(tuple(sorted(dict(config.data).items())))
+
+
+def _notebook_schedule(peak: float, steps_per_epoch: int, num_epochs: int):
+  """Constant within an epoch: e/5 of the peak, then linear (official code).
+
+  The first epoch has rate 0.
+  """
+
+  def schedule(count):
+    epoch = count // steps_per_epoch
+    decay = 1 - (epoch + 1 - 5) / (num_epochs - 5)
+    return peak * jnp.where(epoch < 5, epoch / 5, decay)
+
+  return schedule
+
+
+def _schedule(config, peak: float, steps_per_epoch: int, num_epochs: int):
+  num_steps = steps_per_epoch * num_epochs
+  kind = checks.one_of("schedule", config.schedule, ("linear", "notebook"))
+  if kind == "notebook":
+    return _notebook_schedule(peak, steps_per_epoch, config.schedule_epochs)
+  warmup = min(int(config.warmup * num_steps), num_steps - 1)
+  return locoprop.linear_warmup_decay(
+    peak, warmup_steps=warmup, num_steps=num_steps
+  )
+
+
+def _method(config) -> tuple[str, dict[str, Any]]:
+  """Kind and options of `config.method`."""
+  table = config.optimizers.to_dict()
+  options = dict(checks.lookup("method", config.method, table))
+  return options.pop("kind"), options
+
+
+def build(config) -> Experiment:
+  """One run: `config.method` for `config.num_epochs` from `config.seed`."""
+  arrays = None
+  num_train, num_inputs = config.num_train, config.num_inputs
+  if config.needs_data:
+    arrays = _data(config)
+    num_train, num_inputs = arrays["train"].shape
+  task = autoencoder.task(num_inputs=num_inputs, **config.model)
+  per_epoch = pipeline.steps_per_epoch(num_train, config.batch_size)
+  kind, options = _method(config)
+  peak = options.pop("learning_rate")
+  tx, step = optimizers.make(
+    kind,
+    schedule=_schedule(config, peak, per_epoch, config.num_epochs),
+    loss_fn=task.loss,
+    sampled_loss_fn=task.sampled_loss,
+    transfers=task.transfers,
+    options=options,
+  )
+
+  def init(key):
+    init_key, run_key = jax.random.split(key)
+    return steps.init_state(task.init(init_key), tx, key=run_key)
+
+  shape = (config.batch_size, num_inputs)
+  batch_shapes = {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
+  return Experiment(
+    init=init,
+    step=step,
+    batches=_batches(config, arrays),
+    num_steps=per_epoch * config.num_epochs,
+    batch_shapes=batch_shapes,
+    rules=tuple((r, jax.P(*spec)) for r, spec in config.rules),
+    evals=_evals(config, task, arrays, per_epoch),
+    examples_per_step=config.batch_size,
+    flops_per_step=_flops(init, step, batch_shapes),
+  )
+
+
+def _batches(config, arrays):
+  """Batches of images; made when the loop asks, so a check needs no data."""
+
+  def start_at(start):
+    return pipeline.array_batches(
+      {"image": arrays["train"]},
+      batch_size=config.batch_size,
+      seed=config.seed,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )(start)
+
+  return start_at
+
+
+def _evals(config, task, arrays, per_epoch):
+  if arrays is None:
+    return {}
+  every = max(1, config.num_epochs // config.num_evals) * per_epoch
+  run = autoencoder.evaluator(task, arrays, chunk=1000)
+  return {"eval": experiment.Eval(every, run)}
+
+
+def _flops(init, step, batch_shapes) -> float | None:
+  """Analytic operations of a step, where MFU can be told."""
+  if profiling.peak_flops(jax.devices()[0].device_kind) is None:
+    return None
+  state = jax.eval_shape(init, jax.random.key(0))
+  return flops.count_flops(step, state, batch_shapes)
+
+
+def fit(config, workdir: pathlib.Path) -> Mapping[str, Any]:
+  """Trains one run; its `result.json`, or the reason why it diverged."""
+  failed = workdir / "diverged.json"
+  if failed.exists():
+    return json.loads(failed.read_text())
+  made = build(config)
+  try:
+    loop.fit(
+      made,
+      workdir,
+      key=jax.random.key(config.seed),
+      mesh=sharding.make_mesh(dict(config.mesh)),
+      log_every=max(1, made.num_steps // 20),
+      save_every=config.save_every or made.num_steps,
+      keep=config.keep,
+      config=config.to_dict(),
+    )
+  except loop.NonFinite as error:
+    if distributed.is_main():
+      failed.write_text(json.dumps({"diverged": str(error)}))
+    return {"diverged": str(error)}
+  return json.loads((workdir / "result.json").read_text())
+
+
+def _at(config, **changes):
+  """A copy of the config with some values changed."""
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.update(changes)
+  return config
+
+
+def _say(text: str) -> None:
+  if distributed.is_main():
+    print(text, flush=True)
+
+
+def _fit_all(config, workdir, axis: str, epochs: Mapping[str, int]):
+  """One run for each method and seed; seconds per epoch by method."""
+  cost: dict[str, list[float]] = {}
+  total = len(epochs) * len(config.seeds)
+  for i, (method, num_epochs) in enumerate(epochs.items()):
+    for j, seed in enumerate(config.seeds):
+      number = i * len(config.seeds) + j + 1
+      _say(
+        f"[equal {axis} {number}/{total}] {method}, seed {seed}, "
+        f"{num_epochs} epochs"
+      )
+      one = _at(config, method=method, seed=seed, num_epochs=num_epochs)
+      result = fit(one, workdir / axis / method / f"seed_{seed}")
+      if "diverged" in result:
+        _say(f"  diverged: {result['diverged']}")
+        continue
+      cost.setdefault(method, []).append(result["seconds"] / num_epochs)
+  return {m: float(np.median(v)) for m, v in cost.items()}
+
+
+def _equal_seconds(config, cost: Mapping[str, float]) -> dict[str, int]:
+  """Epochs that each method can do in the time of the reference method."""
+  reference = config.reference
+  if reference not in cost:
+    raise ValueError(
+      f"reference={reference!r} is not allowed: it must be a method that ran; "
+      f"those are {sorted(cost)}."
+    )
+  budget = cost[reference] * config.num_epochs
+  return {m: max(1, round(budget / c)) for m, c in cost.items()}
+
+
+def run(config, workdir: str) -> dict[str, Any]:
+  """The benchmark, or one run if `config.methods` is empty.
+
+  Resumes: finished runs are not run again.
+
+  Returns:
+    The rows of the table and the paths of what was written.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  if not config.methods:
+    return dict(fit(config, workdir))
+  for method in config.methods:
+    checks.one_of("methods", method, config.optimizers.to_dict())
+  done = summary.finished(workdir)
+  epochs = dict.fromkeys(config.methods, config.num_epochs)
+  cost = _fit_all(config, workdir, "epochs", epochs)
+  if config.equal_seconds:
+    plan = _plan(workdir, _equal_seconds(config, cost))
+    _fit_all(config, workdir, "seconds", plan)
+  out = summary.write(config, workdir)
+  if done:
+    _say("Everything was done already; the table and figure are as before.")
+  _say(
+    f"\n{out['markdown']}\n\ntable:  {out['table']}\nfigure: {out['figure']}"
+  )
+  return out
+
+
+def _plan(workdir: pathlib.Path, plan: dict[str, int]) -> dict[str, int]:
+  """The plan as first made, so that a resumed benchmark keeps to it."""
+  path = workdir / "equal_seconds.json"
+  if path.exists():
+    plan = {**plan, **json.loads(path.read_text())}
+  if distributed.is_main():
+    path.write_text(json.dumps(plan, indent=2) + "\n")
+  distributed.sync("equal seconds")
+  return json.loads(path.read_text())
+
+
+def evaluate(config, workdir: str) -> dict[str, float]:
+  """Evaluates the newest checkpoint of one run."""
+  return loop.evaluate(
+    build(config),
+    workdir,
+    key=jax.random.key(config.seed),
+    mesh=sharding.make_mesh(dict(config.mesh)),
+  )

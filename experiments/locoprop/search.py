@@ -1,0 +1,100 @@
+"""Search spaces of the benchmark: equal effort for every method.
+
+Nine trials a method: five learning rates at the other settings' first values,
+then four trials at the best of them, one other setting changed in each. A
+setting with a dot goes into the options of that name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+NUM_RATES, NUM_CHANGES = 5, 4
+
+_RMSPROP = [{"momentum": 0.9}, {"momentum": 0.99}, {"decay": 0.99}]
+
+# Method -> learning rates, and changes to try at the best of them.
+SPACES: dict[str, tuple[Sequence[float], Sequence[Mapping[str, Any]]]] = {
+  "sgd": (
+    (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+    [{"clip_norm": c} for c in (1.0, 3.0, 10.0, 30.0)],
+  ),
+  "momentum": (
+    (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    [{"momentum": m} for m in (0.8, 0.95, 0.98, 0.99)],
+  ),
+  "nesterov": (
+    (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    [{"momentum": m} for m in (0.8, 0.95, 0.98, 0.99)],
+  ),
+  "adagrad": (
+    (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+    [{"initial_accumulator_value": v} for v in (1e-3, 1e-2, 1.0, 10.0)],
+  ),
+  "rmsprop": (
+    (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    [
+      {"momentum": 0.99},
+      {"decay": 0.99},
+      {"decay": 0.999},
+      {"momentum": 0.95, "decay": 0.99},
+    ],
+  ),
+  "adam": (
+    (1e-3, 3e-3, 1e-2, 2e-2, 3e-2),
+    [{"b1": 0.95}, {"b2": 0.99}, {"b1": 0.95, "b2": 0.99}, {"b2": 0.95}],
+  ),
+  "muon": (
+    (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+    [{"beta": 0.9}, {"beta": 0.98}, {"nesterov": False}, {"ns_steps": 3}],
+  ),
+  "shampoo": (
+    (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    [{"b2": 0.95}, {"b2": 0.999}, {"eps": 1e-4}, {"b1": 0.95}],
+  ),
+  "soap": (
+    (1e-3, 3e-3, 1e-2, 2e-2, 3e-2),
+    [
+      {"b2": 0.99},
+      {"b1": 0.9},
+      {"b1": 0.9, "b2": 0.99},
+      {"precondition_frequency": 3},
+    ],
+  ),
+  "kfac": (
+    (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+    [{"damping": 1e-1}, {"damping": 1e-3}, {"momentum": 0.95}, {"decay": 0.9}],
+  ),
+  "locoprop_s": (
+    (1e-5, 3e-5, 1e-4, 2e-4, 3e-4),
+    [
+      {"num_local_iters": 2},
+      {"num_local_iters": 10},
+      {"inner_options.momentum": 0.99},
+      {"inner_options.decay": 0.99},
+    ],
+  ),
+  "locoprop_s_exact": (
+    (1e-3, 1e-2, 1e-1, 1.0, 10.0),
+    [{"gamma": g} for g in (1.0, 3.0, 30.0, 100.0)],
+  ),
+  "locoprop_m": (
+    (3e-5, 1e-4, 2e-4, 3e-4, 1e-3),
+    [
+      {"gamma": 30.0},
+      {"inner_options.momentum": 0.99},
+      {"inner_options.decay": 0.99},
+      {"num_local_iters": 20},
+    ],
+  ),
+  "locoprop_m_fast": (
+    (5e-5, 1e-4, 2e-4, 3e-4, 1e-3),
+    [
+      {"gamma": 30.0},
+      {"inner_options.decay": 0.9},
+      {"inner_options.decay": 0.999},
+      {"max_rows": 62},
+    ],
+  ),
+}

@@ -1,0 +1,127 @@
+"""Tunes the methods of the benchmark at equal effort.
+
+  python -m experiments.locoprop.tune --workdir runs/tune --axis epochs \
+    --config experiments/locoprop/configs/autoencoder.py:cpu
+
+`--axis epochs` trains every trial for the config's epochs, `--axis seconds` for
+the seconds that the reference method takes (their ratio comes from the trials
+of `--axis epochs`, which must be there). `--report FILE` only collects what is
+done. Trials are run folders; an interrupted search resumes.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import statistics
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from experiments.locoprop import experiment, search
+from locojax.core import checks
+from locojax.report import results, runs
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The benchmark.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the trials.")
+_AXIS = flags.DEFINE_enum("axis", "epochs", ["epochs", "seconds"], "What for.")
+_METHODS = flags.DEFINE_list("methods", [], "Some of the methods; else all.")
+_REPORT = flags.DEFINE_string("report", "", "Result file to write.")
+LOSS = "eval/train_loss"
+
+
+def change(options: dict[str, Any], setting: Mapping[str, Any]) -> dict:
+  """Options with a setting changed; a dot names an inner option."""
+  options = {**options}
+  for name, value in setting.items():
+    outer, _, inner = name.partition(".")
+    options[outer] = {**options[outer], inner: value} if inner else value
+  return options
+
+
+def trial(config, method, setting, num_epochs, folder) -> float | None:
+  """Final train loss of one trial; None if it diverged."""
+  made = config.copy_and_resolve_references()
+  options = change(made.optimizers.to_dict()[method], setting)
+  with made.unlocked():
+    del made.optimizers[method]
+    made.optimizers[method] = options
+    made.update(method=method, num_epochs=num_epochs, num_evals=1)
+  result = experiment.fit(made, folder)
+  return None if "diverged" in result else result["values"][LOSS]
+
+
+def _name(setting: Mapping[str, Any]) -> str:
+  return ",".join(f"{k}={v:g}" for k, v in setting.items())
+
+
+def tune(config, method, num_epochs, workdir) -> list[dict[str, Any]]:
+  """All trials of a method, best first."""
+  done: list[tuple[float, dict]] = []
+
+  def attempt(setting):
+    folder = workdir / method / _name(setting)
+    loss = trial(config, method, setting, num_epochs, folder)
+    print(f"{method} {_name(setting)}: {loss}", flush=True)
+    done.append((float("inf") if loss is None else loss, setting))
+
+  rates, changes = search.SPACES[method]
+  for rate in rates[: search.NUM_RATES]:
+    attempt({"learning_rate": rate})
+  best = min(done, key=lambda d: d[0])[1]
+  for setting in changes[: search.NUM_CHANGES]:
+    attempt({**best, **setting})
+  done.sort(key=lambda d: d[0])
+  return [
+    {"method": method, "setting": _name(s), "train_loss": loss}
+    for loss, s in done
+  ]
+
+
+def epochs_in_equal_seconds(config, workdir) -> dict[str, int]:
+  """Epochs by method, from the costs of the trials at equal epochs."""
+  cost = {}
+  for method in search.SPACES:
+    found = runs.load_all(workdir / "epochs" / method)
+    each = [
+      r.result["seconds"] / r.config["num_epochs"] for r in found if r.finished
+    ]
+    cost[method] = statistics.median(each)
+  budget = cost[config.reference] * config.num_epochs
+  return {m: max(1, round(budget / c)) for m, c in cost.items()}
+
+
+def main(argv) -> None:
+  """Runs the search and writes its report."""
+  del argv
+  config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+  methods = _METHODS.value or list(search.SPACES)
+  for method in methods:
+    checks.one_of("--methods", method, search.SPACES)
+  epochs = dict.fromkeys(search.SPACES, config.num_epochs)
+  if _AXIS.value == "seconds":
+    epochs = epochs_in_equal_seconds(config, workdir)
+  rows = []
+  for method in methods:
+    folder = workdir / _AXIS.value
+    trials = tune(config, method, epochs[method], folder)
+    rows += [{**t, "epochs": epochs[method]} for t in trials]
+  if _REPORT.value:
+    for row in rows:
+      finite = row["train_loss"] < float("inf")
+      row["train_loss"] = row["train_loss"] if finite else None
+    found = runs.load_all(workdir / _AXIS.value)
+    seconds = sum((r.result or {}).get("seconds", 0.0) for r in found)
+    results.save(
+      _REPORT.value,
+      command="python -m experiments.locoprop.tune " + " ".join(sys.argv[1:]),
+      seeds=[config.seed],
+      rows=rows,
+      time_seconds=seconds,
+    )
+
+
+if __name__ == "__main__":
+  app.run(main)
