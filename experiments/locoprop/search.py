@@ -12,8 +12,6 @@ from typing import Any
 
 NUM_RATES, NUM_CHANGES = 5, 4
 
-_RMSPROP = [{"momentum": 0.9}, {"momentum": 0.99}, {"decay": 0.99}]
-
 # Method -> learning rates, and changes to try at the best of them.
 SPACES: dict[str, tuple[Sequence[float], Sequence[Mapping[str, Any]]]] = {
   "sgd": (
@@ -63,8 +61,8 @@ SPACES: dict[str, tuple[Sequence[float], Sequence[Mapping[str, Any]]]] = {
     ],
   ),
   "kfac": (
-    (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
-    [{"damping": 1e-1}, {"damping": 1e-3}, {"momentum": 0.95}, {"decay": 0.9}],
+    (1e-2, 3e-2, 1e-1, 3e-1, 1.0),
+    [{"damping": 1e-1}, {"damping": 1e-2}, {"kl_clip": 1e-1}, {"kl_clip": 10}],
   ),
   "locoprop_s": (
     (1e-5, 3e-5, 1e-4, 2e-4, 3e-4),

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.locoprop import experiment, search
@@ -96,6 +96,7 @@ def epochs_in_equal_seconds(config, workdir) -> dict[str, int]:
 def main(argv) -> None:
   """Runs the search and writes its report."""
   del argv
+  logging.set_verbosity(logging.WARNING)
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
   methods = _METHODS.value or list(search.SPACES)
   for method in methods:

@@ -103,5 +103,6 @@ def write_result(
     "num_processes": jax.process_count(),
     "jax_version": jax.__version__,
     "peak_bytes": profiling.memory().get("peak"),
+    "step_bytes": meta.get("step_bytes"),
   }
   _write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")

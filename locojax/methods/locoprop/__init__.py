@@ -5,6 +5,11 @@ Optimization", AISTATS 2022, arXiv 2106.06199.
 """
 
 from locojax.methods.locoprop import matching as matching_losses
+from locojax.methods.locoprop.describe import (
+  describe,
+  diagnose,
+  verify_transfers,
+)
 from locojax.methods.locoprop.matching import MatchingLoss
 from locojax.methods.locoprop.taps import (
   LayerRecord,
@@ -42,6 +47,8 @@ __all__ = [
   "Tape",
   "capture",
   "constant_local",
+  "describe",
+  "diagnose",
   "exact_squared_update",
   "find_layers",
   "layer_paths",
@@ -54,4 +61,5 @@ __all__ = [
   "notebook_rmsprop",
   "tap",
   "target_outside",
+  "verify_transfers",
 ]

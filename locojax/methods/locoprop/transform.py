@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import errors
 
 from locojax.core import checks, metrics, trees, types
 from locojax.methods.locoprop import matching, taps, update
@@ -96,7 +97,8 @@ def find_layers(params: types.PyTree) -> tuple[str, ...]:
   return tuple(head for head, names in leaves.items() if names in shapes)
 
 
-def _in_layers(path: str, layers: Sequence[str]) -> bool:
+def in_layers(path: str, layers: Sequence[str]) -> bool:
+  """Whether a leaf belongs to one of the layers."""
   return any(
     layer == "" or path == layer or path.startswith(layer + "/")
     for layer in layers
@@ -361,7 +363,7 @@ def _mask_fn(settings: _Settings, inverted: bool):
   def mask(params):
     layers = settings.covered(params)
     return trees.map_with_path(
-      lambda path, _: _in_layers(path, layers) != inverted, params
+      lambda path, _: in_layers(path, layers) != inverted, params
     )
 
   return mask
@@ -460,7 +462,7 @@ def _iterate(settings, inner_tx, problems, params, scale, rates, state):
   )
   covered = tuple(problems)
   flat = trees.flatten(delta)
-  kept = {p: d for p, d in flat.items() if _in_layers(p, covered)}
+  kept = {p: d for p, d in flat.items() if in_layers(p, covered)}
   return kept, inner_state
 
 
@@ -484,7 +486,7 @@ def _check_call(settings, fallback, params, tape) -> None:
     )
   for path in covered:
     _check_record(layers[path], taps.subtree(params, path), settings)
-  rest = [p for p in trees.flatten(params) if not _in_layers(p, covered)]
+  rest = [p for p in trees.flatten(params) if not in_layers(p, covered)]
   if rest and fallback is None:
     raise ValueError(
       "fallback=None is not allowed: these parameters are not covered by "
@@ -502,16 +504,27 @@ def _check_record(records, params, settings) -> None:
       "is not monotone. Pass allow_nonconvex=True to use it all the same."
     )
   for record in records:
-    shape = jax.eval_shape(record.affine, params, *record.inputs).shape
-    name = f"the pre-activation of layer {record.path!r} on the tape"
-    checks.same_shape(
-      name, record.preact.shape, "that of its parameters", shape
-    )
+    _check_shapes(record, params)
     if settings.solver == "exact" and record.kind != "dense":
       raise ValueError(
         f"solver='exact' is not allowed for layer {record.path!r} of kind "
         f"{record.kind!r}: it is for dense layers; name those in `layers`."
       )
+
+
+def _check_shapes(record, params) -> None:
+  """The parameters make pre-activations of the shape on the tape."""
+  try:
+    shape = jax.eval_shape(record.affine, params, *record.inputs).shape
+  except (errors.FlaxError, TypeError) as error:
+    shapes = {path: p.shape for path, p in trees.flatten(params).items()}
+    inputs = [x.shape for x in record.inputs]
+    raise ValueError(
+      f"the parameters of layer {record.path!r} have shapes {shapes} and the "
+      f"tape has inputs of shapes {inputs} for it: they do not fit."
+    ) from error
+  name = f"the pre-activation of layer {record.path!r} on the tape"
+  checks.same_shape(name, record.preact.shape, "that of its parameters", shape)
 
 
 def make_step(

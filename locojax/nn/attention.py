@@ -1,0 +1,214 @@
+"""Multi-head attention with masks, rotary positions and a key-value cache.
+
+Letters: B batch, T queries, S keys, H heads, D size of a head, E model size.
+A mask is True where a query may look at a key.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from locojax.core import checks
+
+
+def causal_mask(num_queries: int, num_keys: int | None = None) -> jax.Array:
+  """Each query sees the keys up to its own place, `[1, 1, T, S]` bool.
+
+  With more keys than queries the queries are the last ones.
+  """
+  checks.positive_int("num_queries", num_queries)
+  num_keys = num_queries if num_keys is None else num_keys
+  checks.in_range("num_keys", num_keys, num_queries, float("inf"))
+  last = jnp.arange(num_queries) + num_keys - num_queries
+  return (jnp.arange(num_keys) <= last[:, None])[None, None]
+
+
+def padding_mask(valid: jax.Array) -> jax.Array:
+  """`[B, S]`, true at real keys, to `[B, 1, 1, S]` bool."""
+  return valid.astype(bool)[:, None, None, :]
+
+
+def combine_masks(*masks: jax.Array | None) -> jax.Array | None:
+  """True where all masks are; None stands for a mask that hides nothing."""
+  given = [m for m in masks if m is not None]
+  if not given:
+    return None
+  out = given[0]
+  for mask in given[1:]:
+    out = jnp.logical_and(out, mask)
+  return out
+
+
+def valid_positions(valid: jax.Array) -> jax.Array:
+  """The place of each token among the real ones of its row.
+
+  So padding, wherever it stands, moves nothing.
+
+  Args:
+    valid: `[B, T]`, true at real tokens.
+
+  Returns:
+    `[B, T]` int32; padding has the place of the real token before it, or 0.
+  """
+  return jnp.maximum(jnp.cumsum(valid.astype(jnp.int32), axis=-1) - 1, 0)
+
+
+def rotary(
+  x: jax.Array, positions: jax.Array, *, max_period: float = 10_000.0
+) -> jax.Array:
+  """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34).
+
+  The pair (i, i + D/2) turns by positions * max_period^(-2i/D), so that the
+  product of a query and a key depends on the difference of their positions.
+
+  Args:
+    x: `[B, T, H, D]`, D even.
+    positions: `[B, T]` or `[1, T]` integers.
+    max_period: the longest period, over 2 pi.
+
+  Returns:
+    As `x`, dtype kept; the angles are in float32.
+  """
+  checks.divisible("size of a head", x.shape[-1], "rotary", 2)
+  half = x.shape[-1] // 2
+  rate = max_period ** -(jnp.arange(half, dtype=jnp.float32) / half)
+  angle = positions.astype(jnp.float32)[:, :, None, None] * rate
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+  return turned.astype(x.dtype)
+
+
+def attend(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  mask: jax.Array | None = None,
+) -> jax.Array:
+  """softmax(Q K^T / sqrt(D)) V, with the softmax in float32.
+
+  Args:
+    query: `[B, T, H, D]`.
+    key, value: `[B, S, H, D]`.
+    mask: bool, broadcast to `[B, H, T, S]`.
+
+  Returns:
+    `[B, T, H, D]` in the dtype of `value`. Masked keys count for nothing; a
+    query that sees no key gives 0. Values under the mask must be finite.
+  """
+  scores = jnp.einsum(
+    "bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32
+  )
+  scores = scores * query.shape[-1] ** -0.5
+  if mask is not None:
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(scores, axis=-1)
+  if mask is not None:
+    weights = jnp.where(mask, weights, 0.0)
+  return jnp.einsum("bhts,bshd->bthd", weights.astype(value.dtype), value)
+
+
+class MultiHeadAttention(nn.Module):
+  """Attention with dense layers `query`, `key`, `value` and `out`.
+
+  Attributes:
+    num_heads: H; it divides the size of the queries' input.
+    causal: whether a query sees no later key; for attention to the input.
+    use_rotary: whether queries and keys are turned by their positions.
+    use_bias: whether the dense layers have one.
+    decode: whether keys and values go to, and are read from, the cache: the
+      collection `cache`, arrays `keys` and `values` of `[B, max_len, H, D]`.
+    max_len: size of the cache.
+    remat: whether the backward pass computes the attention weights again.
+    dtype: dtype of the computation; None follows the input.
+    kernel_init: initialiser of the dense layers.
+  """
+
+  num_heads: int
+  causal: bool = False
+  use_rotary: bool = False
+  use_bias: bool = True
+  decode: bool = False
+  max_len: int | None = None
+  remat: bool = False
+  dtype: Any = None
+  kernel_init: Any = nn.initializers.xavier_uniform()
+
+  def _dense(self, size: int, name: str) -> nn.Dense:
+    return nn.Dense(
+      size,
+      use_bias=self.use_bias,
+      dtype=self.dtype,
+      kernel_init=self.kernel_init,
+      name=name,
+    )
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    context: jax.Array | None = None,
+    *,
+    valid: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    positions: jax.Array | None = None,
+  ) -> jax.Array:
+    """`[B, T, E]` to `[B, T, E]`.
+
+    Args:
+      x: what asks; also what is asked, unless `context` is given.
+      context: `[B, S, C]`, keys and values of cross-attention.
+      valid: `[B, S]` bool, the keys that are no padding.
+      mask: bool, broadcast to `[B, H, T, S]`; besides `causal` and `valid`.
+      positions: `[B, T]` or `[1, T]`, places of the tokens for `use_rotary`
+        and the cache; None counts from 0.
+
+    Raises:
+      ValueError: sizes that do not divide; a cache without `max_len`, or for
+        cross-attention.
+    """
+    size = x.shape[-1]
+    checks.divisible("size of the input", size, "num_heads", self.num_heads)
+    source = x if context is None else context
+    split = lambda y: y.reshape(*y.shape[:-1], self.num_heads, -1)
+    query = split(self._dense(size, "query")(x))
+    key = split(self._dense(size, "key")(source))
+    value = split(self._dense(size, "value")(source))
+    if positions is None:
+      positions = jnp.arange(x.shape[1])[None]
+    if self.use_rotary:
+      query, key = rotary(query, positions), rotary(key, positions)
+    if self.decode:
+      checks.one_of("context", context, [None])
+      key, value, seen = self._cached(key, value, valid, positions)
+      mask = combine_masks(mask, seen)
+    else:
+      causal = causal_mask(x.shape[1]) if self.causal else None
+      keys = None if valid is None else padding_mask(valid)
+      mask = combine_masks(mask, causal, keys)
+    core = jax.checkpoint(attend) if self.remat else attend
+    out = core(query, key, value, mask)
+    return self._dense(size, "out")(out.reshape(*out.shape[:2], -1))
+
+  def _cached(self, key, value, valid, positions):
+    """Writes at `positions`; all keys and values, and which may be seen."""
+    if self.max_len is None:
+      raise ValueError("max_len=None is not allowed with decode=True.")
+    batch, num = key.shape[:2]
+    checks.in_range("number of tokens", num, 1, self.max_len)
+    shape = (batch, self.max_len, *key.shape[2:])
+    keys = self.variable("cache", "keys", jnp.zeros, shape, key.dtype)
+    values = self.variable("cache", "values", jnp.zeros, shape, value.dtype)
+    positions = jnp.broadcast_to(positions, (batch, num))
+    place = positions
+    if valid is not None:  # padding is written nowhere
+      place = jnp.where(valid, positions, self.max_len)
+    rows = jnp.arange(batch)[:, None]
+    for stored, new in ((keys, key), (values, value)):
+      stored.value = stored.value.at[rows, place].set(new, mode="drop")
+    seen = jnp.arange(self.max_len) <= positions[:, None, :, None]
+    return keys.value, values.value, seen

@@ -1,0 +1,137 @@
+"""Stacks: scan, remat and padding change nothing they should not."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from locojax.core import trees
+from locojax.nn import transformer
+
+close = np.testing.assert_allclose
+
+
+def _stack(**kwargs):
+  return transformer.Stack(2, 2, 16, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def x():
+  return jax.random.normal(jax.random.key(1), (2, 5, 8))
+
+
+@pytest.fixture(scope="module")
+def params(x):
+  return _stack().init(jax.random.key(0), x)["params"]
+
+
+def _value_and_grad(model, x):
+  def loss(params):
+    out = model.apply({"params": params}, x)
+    return jnp.sum(jnp.sin(out)), out
+
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def test_names_of_the_layers(params):
+  assert set(params) == {"block_0", "block_1", "norm"}
+  kernels = [p for p in trees.flatten(params["block_0"]) if "kernel" in p]
+  assert sorted(kernels) == [
+    "attention/key/kernel",
+    "attention/out/kernel",
+    "attention/query/kernel",
+    "attention/value/kernel",
+    "feed_forward/down/kernel",
+    "feed_forward/up/kernel",
+  ]
+
+
+def test_block_is_its_formula(x):
+  block = transformer.Block(2, 16, activation=jnp.tanh)
+  params = block.init(jax.random.key(0), x)["params"]
+  out, seen = block.apply(
+    {"params": params}, x, capture_intermediates=True, mutable="intermediates"
+  )
+  seen = seen["intermediates"]
+  attended = seen["attention"]["__call__"][0]
+  up = seen["feed_forward"]["up"]["__call__"][0]
+  down = params["feed_forward"]["down"]
+  want = x + attended + jnp.tanh(up) @ down["kernel"] + down["bias"]
+  close(out, want, rtol=1e-5, atol=1e-5)
+  normed = seen["feed_forward_norm"]["__call__"][0]
+  mean, std = jnp.mean(normed, -1), jnp.std(normed, -1)
+  close(mean, jnp.zeros_like(mean), atol=1e-5)
+  close(std, jnp.ones_like(std), rtol=1e-3)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("remat", transformer.REMATS)
+def test_scan_and_remat_are_the_unrolled_stack(x, params, causal, remat):
+  (_, want), want_grads = _value_and_grad(_stack(causal=causal), x)(params)
+  model = _stack(causal=causal, scan=True, remat=remat)
+  stacked = transformer.stack_blocks(params)
+  (_, got), grads = _value_and_grad(model, x)(stacked)
+  close(got, want, rtol=1e-5, atol=1e-5)
+  grads = transformer.unstack_blocks(grads)
+  jax.tree.map(
+    lambda a, b: close(a, b, rtol=1e-4, atol=1e-5), grads, want_grads
+  )
+  (_, got), grads = _value_and_grad(_stack(causal=causal, remat=remat), x)(
+    params
+  )
+  close(got, want, rtol=1e-6, atol=1e-6)
+  jax.tree.map(
+    lambda a, b: close(a, b, rtol=1e-4, atol=1e-5), grads, want_grads
+  )
+
+
+def test_remat_is_in_the_program(x, params):
+  def count(remat):
+    model = _stack(remat=remat)
+    loss = lambda p: jnp.sum(model.apply({"params": p}, x))
+    return str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general")
+
+  assert count("none") < count("attention") < count("block")
+
+
+def test_scan_draws_other_parameters_for_each_layer(x):
+  params = _stack(scan=True).init(jax.random.key(0), x)["params"]
+  kernel = params["blocks"]["attention"]["query"]["kernel"]
+  assert kernel.shape == (2, 8, 8)
+  assert float(jnp.max(jnp.abs(kernel[0] - kernel[1]))) > 0.1
+
+
+def test_stack_and_unstack_are_inverse_in_any_order(params):
+  shuffled = {k: params[k] for k in ("norm", "block_1", "block_0")}
+  back = transformer.unstack_blocks(transformer.stack_blocks(shuffled))
+  jax.tree.map(np.testing.assert_array_equal, back, dict(params))
+  with pytest.raises(ValueError, match="block_0, block_1"):
+    transformer.stack_blocks({"block_1": 0, "norm": 0})
+  with pytest.raises(ValueError, match="'blocks'"):
+    transformer.unstack_blocks(params)
+
+
+def test_masked_tokens_are_removed_tokens(x, params):
+  valid = jnp.array([[True, True, False, True, False]] * 2)
+  model = _stack()
+  got = model.apply({"params": params}, x, valid=valid)[:, valid[0]]
+  want = model.apply({"params": params}, x[:, valid[0]])
+  close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_mask_separates_packed_sequences(x, params):
+  segment = jnp.array([0, 0, 1, 1, 1])
+  mask = (segment[:, None] == segment[None])[None, None]
+  got = _stack().apply({"params": params}, x, mask=mask)
+  parts = [_stack().apply({"params": params}, y) for y in (x[:, :2], x[:, 2:])]
+  close(got, jnp.concatenate(parts, axis=1), rtol=1e-5, atol=1e-5)
+
+
+def test_mistakes_are_named(x):
+  for bad, said in (({"remat": "all"}, "remat='all'"),):
+    with pytest.raises(ValueError, match=said):
+      _stack(**bad).init(jax.random.key(0), x)
+  with pytest.raises(ValueError, match="num_layers=0"):
+    transformer.Stack(0, 2, 16).init(jax.random.key(0), x)
