@@ -1,3 +1,32 @@
-"""locojax: ten deep-learning systems as small, composable JAX libraries."""
+"""locojax: ten deep-learning systems as small, composable JAX libraries.
+
+The methods are attributes of the package, imported when first used:
+
+>>> import locojax
+>>> locojax.locoprop.matching_losses.get("tanh").name
+'tanh'
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+METHODS = ("locoprop",)
+__all__ = ["METHODS", "__version__", *METHODS]
+
+
+def __getattr__(name: str) -> Any:
+  """The package of a method, `locojax.methods.<name>`."""
+  if name in METHODS:
+    return importlib.import_module(f"locojax.methods.{name}")
+  raise AttributeError(
+    f"module 'locojax' has no attribute {name!r}: its methods are "
+    f"{', '.join(METHODS)}."
+  )
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

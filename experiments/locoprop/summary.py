@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 import shlex
 import sys
@@ -43,7 +44,8 @@ def _runs(workdir, axis: str, method: str, seeds) -> list[runs.Run | None]:
 
 
 def _values(found, name: str) -> list[float | None]:
-  return [r.result["values"][name] if r else None for r in found]
+  values = [r.result["values"][name] if r else None for r in found]
+  return [v if v is not None and math.isfinite(v) else None for v in values]
 
 
 def _mean(values) -> float | None:

@@ -135,13 +135,11 @@ def output_factors(tape: taps.Tape) -> dict:
 
 
 def _damped_inverse(stat: jax.Array, ridge: jax.Array) -> jax.Array:
-  """`(S + ridge I)^-1` for stacks `[members, n, n]` and `[members]`."""
+  """`(S + ridge I)^-1` of a symmetric positive semidefinite `[n, n]`."""
   eye = jnp.eye(stat.shape[-1], dtype=stat.dtype)
-  low = jnp.linalg.cholesky(stat + ridge[:, None, None] * eye)
-  half = jax.lax.linalg.triangular_solve(
-    low, jnp.broadcast_to(eye, stat.shape), left_side=True, lower=True
-  )
-  return linalg.matmul(linalg.transpose(half), half)
+  low = jnp.linalg.cholesky(stat + ridge * eye)
+  half = jax.lax.linalg.triangular_solve(low, eye, left_side=True, lower=True)
+  return linalg.matmul(half.T, half)
 
 
 def damped_inverses(
@@ -160,7 +158,7 @@ def damped_inverses(
     pi = jnp.sqrt(jnp.clip(ratio, min=1e-12, max=1e12))
     stats.extend(pair)
     ridges.extend([(root * pi).astype(pi.dtype), (root / pi).astype(pi.dtype)])
-  inverses = linalg.batched(_damped_inverse, stats, ridges)
+  inverses = linalg.by_shape(_damped_inverse, stats, ridges)
   pairs = [Factors(*p) for p in zip(inverses[::2], inverses[1::2])]
   return dict(zip(factors, pairs))
 

@@ -22,11 +22,6 @@ def matmul(*factors: jax.Array) -> jax.Array:
   return out
 
 
-def transpose(x: jax.Array) -> jax.Array:
-  """Swaps the last two axes."""
-  return jnp.swapaxes(x, -1, -2)
-
-
 def is_absent(x) -> bool:
   """Whether a place in an optimiser state holds nothing."""
   return isinstance(x, optax.MaskedNode)
@@ -47,15 +42,17 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int] | None:
   return rows, shape[-1]
 
 
-def batched(f: Callable, *columns: Sequence[jax.Array]) -> list:
-  """Applies `f` once to every stack of equal shapes.
+def by_shape(f: Callable, *columns: Sequence[jax.Array]) -> list:
+  """Applies `f` to every row, with one copy in the program for equal shapes.
 
-  One decomposition of a stack compiles faster, and on an accelerator runs
-  faster, than one for every member.
+  Equal shapes run one after the other in a loop, which compiles much faster
+  than a decomposition for each. They are not one batched call: on CPU jaxlib
+  splits the batch of a LAPACK call over the threads that also run the calls,
+  and two such calls at the same time wait for each other forever.
 
   Args:
-    f: a function of stacks `[members, ...]`, one for each column, which
-      returns a tree of arrays with the same leading axis.
+    f: a function of arrays, one for each column, which returns a tree of
+      arrays.
     *columns: equally long lists of arrays; row i is one problem.
 
   Returns:
@@ -66,7 +63,8 @@ def batched(f: Callable, *columns: Sequence[jax.Array]) -> list:
     groups.setdefault(tuple((x.shape, x.dtype) for x in row), []).append(i)
   out = [None] * len(columns[0])
   for members in groups.values():
-    result = f(*(jnp.stack([c[i] for i in members]) for c in columns))
+    stacks = [jnp.stack([c[i] for i in members]) for c in columns]
+    result = jax.lax.map(lambda row: f(*row), stacks)
     for k, i in enumerate(members):
       out[i] = jax.tree.map(lambda r, k=k: r[k], result)
   return out
@@ -76,21 +74,20 @@ def matrix_power(stat: jax.Array, power: jax.Array, eps: float) -> jax.Array:
   """`(S + eps lambda_max(S) I)^power` by an eigendecomposition.
 
   Args:
-    stat: `[members, n, n]` symmetric positive semidefinite.
-    power: `[members]`.
+    stat: `[n, n]` symmetric positive semidefinite.
+    power: `[]`.
     eps: ridge relative to the largest eigenvalue.
 
   Returns:
-    `[members, n, n]`; the identity where `stat` is zero.
+    `[n, n]`; the identity where `stat` is zero.
   """
   values, vectors = jnp.linalg.eigh(stat)
-  largest = values[..., -1:]
+  largest = values[-1]
   ridged = jnp.maximum(values, 0.0) + eps * largest
   ridged = jnp.where(largest > 0, ridged, 1.0)
-  root = ridged ** power[..., None]
-  return matmul(vectors * root[..., None, :], transpose(vectors))
+  return matmul(vectors * ridged**power, vectors.T)
 
 
 def eigenvectors(stat: jax.Array) -> jax.Array:
-  """Eigenvectors `[members, n, n]`, largest eigenvalue first."""
-  return jnp.linalg.eigh(stat)[1][..., ::-1]
+  """Eigenvectors in columns `[n, n]`, largest eigenvalue first."""
+  return jnp.linalg.eigh(stat)[1][:, ::-1]

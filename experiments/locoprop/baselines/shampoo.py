@@ -140,7 +140,7 @@ def scale_by_shampoo(
       )
       for i in kept
     ]
-    roots = linalg.batched(
+    roots = linalg.by_shape(
       lambda s, p: linalg.matrix_power(s, p, eps), stats, powers
     )
     out = [optax.MaskedNode()] * len(sides)

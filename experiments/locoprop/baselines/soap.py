@@ -56,25 +56,23 @@ def _power_iteration(stat, basis):
   """One step of orthogonal iteration: `qr(S Q)`, columns sorted before.
 
   Returns:
-    The new basis and the order `[members, n]` in which the old columns were
+    The new basis and the order `[n]` in which the old columns were
     taken (by falling Rayleigh quotient).
   """
   product = linalg.matmul(stat, basis)
-  order = jnp.argsort(-jnp.sum(basis * product, axis=-2), axis=-1)
-  product = jnp.take_along_axis(product, order[..., None, :], axis=-1)
-  return jnp.linalg.qr(product)[0], order
+  order = jnp.argsort(-jnp.sum(basis * product, axis=0))
+  return jnp.linalg.qr(product[:, order])[0], order
 
 
 def _decompose(stat, basis):
   """Eigenvectors anew; the order of the columns is that of the eigenvalues."""
-  order = jnp.broadcast_to(jnp.arange(basis.shape[-1]), basis.shape[:-1])
-  return linalg.eigenvectors(stat), order
+  return linalg.eigenvectors(stat), jnp.arange(len(basis))
 
 
 def _refresh(method, stats, bases):
   """New bases and column orders for a list that may hold empty places."""
   kept = [i for i, s in enumerate(stats) if not linalg.is_absent(s)]
-  new = linalg.batched(
+  new = linalg.by_shape(
     method, [stats[i] for i in kept], [bases[i] for i in kept]
   )
   out = [(optax.MaskedNode(), optax.MaskedNode())] * len(stats)

@@ -29,7 +29,12 @@ def _optimizers():
     "muon": {"kind": "muon", "learning_rate": 0.03},
     "shampoo": {"kind": "shampoo", "learning_rate": 1e-3},
     "soap": {"kind": "soap", "learning_rate": 3e-3},
-    "kfac": {"kind": "kfac", "learning_rate": 0.1, "kl_clip": 1.0},
+    "kfac": {
+      "kind": "kfac",
+      "learning_rate": 0.1,
+      "damping": 1.0,
+      "kl_clip": 1.0,
+    },
     "locoprop_s": {
       "kind": "locoprop",
       "variant": "squared",
