@@ -1,4 +1,5 @@
 """All metadata lives in pyproject.toml; this file serves tools that want it."""
+
 from setuptools import setup
 
 setup()

@@ -75,7 +75,7 @@ SPACES: dict[str, tuple[Sequence[float], Sequence[Mapping[str, Any]]]] = {
   ),
   "locoprop_s_exact": (
     (1e-3, 1e-2, 1e-1, 1.0, 10.0),
-    [{"gamma": g} for g in (1.0, 3.0, 30.0, 100.0)],
+    [{"gamma": g} for g in (3.0, 30.0, 100.0, 300.0)],
   ),
   "locoprop_m": (
     (3e-5, 1e-4, 2e-4, 3e-4, 1e-3),
@@ -87,9 +87,9 @@ SPACES: dict[str, tuple[Sequence[float], Sequence[Mapping[str, Any]]]] = {
     ],
   ),
   "locoprop_m_fast": (
-    (5e-5, 1e-4, 2e-4, 3e-4, 1e-3),
+    (1e-4, 3e-4, 1e-3, 2e-3, 3e-3),
     [
-      {"gamma": 30.0},
+      {"num_local_iters": 3},
       {"inner_options.decay": 0.9},
       {"inner_options.decay": 0.999},
       {"max_rows": 62},

@@ -27,13 +27,15 @@ def _optimizers():
     "rmsprop": {"kind": "rmsprop", "learning_rate": 3e-3, "momentum": 0.9},
     "adam": {"kind": "adam", "learning_rate": 3e-3},
     "muon": {"kind": "muon", "learning_rate": 0.03},
-    "shampoo": {"kind": "shampoo", "learning_rate": 1e-3},
+    "shampoo": {"kind": "shampoo", "learning_rate": 0.03, "update_every": 10},
     "soap": {"kind": "soap", "learning_rate": 3e-3},
     "kfac": {
       "kind": "kfac",
       "learning_rate": 0.1,
       "damping": 1.0,
       "kl_clip": 1.0,
+      "update_every": 20,
+      "stats_every": 5,
     },
     "locoprop_s": {
       "kind": "locoprop",
@@ -87,7 +89,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
   config.optimizers = _optimizers()
   config.methods = tuple(config.optimizers)
   config.method = "locoprop_m"
-  config.reference = "locoprop_m"
+  config.reference = "locoprop_m_fast"
   config.equal_seconds = True
   config.seed = 0
   config.seeds = (0,)
@@ -106,6 +108,7 @@ def _tiny(config):
   config.num_train, config.num_inputs = 200, 64
   config.batch_size, config.num_epochs, config.num_evals = 40, 2, 2
   config.methods = ("sgd", "adam", "locoprop_m", "locoprop_s_exact")
+  config.reference = "locoprop_m"
 
 
 def _cpu(config):
