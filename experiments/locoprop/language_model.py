@@ -19,6 +19,7 @@ import optax
 
 from experiments.locoprop import corpus
 from locojax.core import checks, metrics, trees, types
+from locojax.data import pipeline
 from locojax.methods import locoprop
 from locojax.methods.locoprop import matching
 from locojax.nn import lm
@@ -91,7 +92,7 @@ def _locoprop(
   gamma,
   output,
   output_gamma,
-  fallback_learning_rate,
+  fallback_ratio,
   weight_decay,
   clip_norm,
   **options,
@@ -100,10 +101,10 @@ def _locoprop(
 
   `gamma` and `output_gamma` are times the tokens of a batch, so that they
   speak of the loss of one token: at 1 the target of a softmax is its label.
+  `fallback_ratio` is the fallback's share of the learning rate.
   """
   rules = transfers(activation, output)
   gammas = {"^output$": output_gamma * num_tokens, ".*": gamma * num_tokens}
-  ratio = fallback_learning_rate
   tx = optax.chain(
     optax.clip_by_global_norm(clip_norm),
     locoprop.locoprop(
@@ -112,7 +113,7 @@ def _locoprop(
       transfers=rules,
       gamma=gammas,
       local_reduction="sum",
-      fallback=optax.adam(lambda count: ratio * schedule(count)),
+      fallback=optax.adam(lambda count: fallback_ratio * schedule(count)),
       **options,
     ),
     optax.add_decayed_weights(
@@ -160,7 +161,6 @@ def _corpus(config) -> dict[str, np.ndarray]:
 
 def _batches(config):
   """Batches of windows; the corpus is read when the loop asks."""
-  from locojax.data import pipeline
 
   def start_at(start):
     return pipeline.array_batches(
@@ -193,11 +193,10 @@ def _evaluator(config, loss_fn):
   return run
 
 
-def rules(mesh_axes, layout: str):
+def rules(layout: str):
   """Sharding rules: which axes the parameters of the model lie on.
 
   Args:
-    mesh_axes: `config.mesh`.
     layout: 'replicated'; 'model': kernels on their outputs, so that a local
       problem is spread without communication, embeddings on the vocabulary;
       'fsdp': the same, and over `data` on the other dimension.
@@ -231,7 +230,7 @@ def build(config) -> experiment.Experiment:
     batches=_batches(config),
     num_steps=config.num_steps,
     batch_shapes={"tokens": jax.ShapeDtypeStruct(shape, jnp.int32)},
-    rules=rules(config.mesh, config.layout),
+    rules=rules(config.layout),
     evals={
       "eval": experiment.Eval(config.eval_every, _evaluator(config, loss_fn))
     },

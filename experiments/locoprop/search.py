@@ -12,6 +12,26 @@ from typing import Any
 
 NUM_RATES, NUM_CHANGES = 5, 4
 
+# Epochs for tuning at equal seconds: about what each method does on 2 cores in
+# the time of 40 epochs of locoprop_m_fast. The benchmark itself goes by the
+# seconds that it measures.
+EPOCHS_IN_EQUAL_SECONDS = {
+  "sgd": 77,
+  "momentum": 77,
+  "nesterov": 77,
+  "adagrad": 72,
+  "rmsprop": 72,
+  "adam": 65,
+  "muon": 31,
+  "shampoo": 40,
+  "soap": 35,
+  "kfac": 30,
+  "locoprop_s": 42,
+  "locoprop_s_exact": 18,
+  "locoprop_m": 14,
+  "locoprop_m_fast": 40,
+}
+
 # Method -> learning rates, and changes to try at the best of them.
 SPACES: dict[str, tuple[Sequence[float], Sequence[Mapping[str, Any]]]] = {
   "sgd": (

@@ -4,15 +4,14 @@
     --config experiments/locoprop/configs/autoencoder.py:cpu
 
 `--axis epochs` trains every trial for the config's epochs, `--axis seconds` for
-the seconds that the reference method takes (their ratio comes from the trials
-of `--axis epochs`, which must be there). `--report FILE` only collects what is
-done. Trials are run folders; an interrupted search resumes.
+about equal seconds (`search.EPOCHS_IN_EQUAL_SECONDS`, for the `cpu` variant).
+Trials are run folders: an interrupted search resumes, and one that is done is
+only collected into the file of `--report`.
 """
 
 from __future__ import annotations
 
 import pathlib
-import statistics
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -80,19 +79,6 @@ def tune(config, method, num_epochs, workdir) -> list[dict[str, Any]]:
   ]
 
 
-def epochs_in_equal_seconds(config, workdir) -> dict[str, int]:
-  """Epochs by method, from the costs of the trials at equal epochs."""
-  cost = {}
-  for method in search.SPACES:
-    found = runs.load_all(workdir / "epochs" / method)
-    each = [
-      r.result["seconds"] / r.config["num_epochs"] for r in found if r.finished
-    ]
-    cost[method] = statistics.median(each)
-  budget = cost[config.reference] * config.num_epochs
-  return {m: max(1, round(budget / c)) for m, c in cost.items()}
-
-
 def main(argv) -> None:
   """Runs the search and writes its report."""
   del argv
@@ -103,7 +89,7 @@ def main(argv) -> None:
     checks.one_of("--methods", method, search.SPACES)
   epochs = dict.fromkeys(search.SPACES, config.num_epochs)
   if _AXIS.value == "seconds":
-    epochs = epochs_in_equal_seconds(config, workdir)
+    epochs = search.EPOCHS_IN_EQUAL_SECONDS
   rows = []
   for method in methods:
     folder = workdir / _AXIS.value

@@ -56,7 +56,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     "max_rows": 512,
     "rotate_rows": True,
     "comm": "all_reduce",
-    "fallback_learning_rate": 1.0,
+    "fallback_ratio": 1.0,
     "weight_decay": 0.1,
     "clip_norm": 1.0,
   }

@@ -1,0 +1,154 @@
+"""What the READMEs say is so: code runs, files and commands exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from scripts import readme_tables
+
+ROOT = pathlib.Path(__file__).parents[1]
+NOT_YET = "Not measured yet.\n"
+READMES = sorted(
+  [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+  + list(ROOT.glob("experiments/*/README.md"))
+)
+_ROOMS = "locojax|experiments|scripts|tests|colab|results|configs"
+_PATH = re.compile(rf"(?<![\w./-])(?:\./)?(?:{_ROOMS}|\.ci)/[\w./<>*-]*")
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+each_readme = pytest.mark.parametrize(
+  "path", READMES, ids=lambda p: str(p.relative_to(ROOT))
+)
+
+
+def _blocks(path: pathlib.Path, language: str) -> list[str]:
+  found = _FENCE.findall(path.read_text(encoding="utf-8"))
+  return [body for name, body in found if name == language]
+
+
+PYTHON = [
+  pytest.param(body, id=f"{path.relative_to(ROOT)}-{i}")
+  for path in READMES
+  for i, body in enumerate(_blocks(path, "python"))
+]
+
+
+@pytest.mark.parametrize("source", PYTHON)
+def test_python_blocks_run(source, tmp_path):
+  told = 'print("first", float(first), "last", float(loss))\n'
+  source = source.replace("\nfor k in", "\nfirst = None\nfor k in")
+  source += "  first = loss if first is None else first\n" + told
+  out = subprocess.run(
+    [sys.executable, "-c", source],
+    cwd=tmp_path,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert out.returncode == 0, out.stderr
+  _, first, _, last = out.stdout.split()
+  assert float(last) < 0.6 * float(first)
+
+
+def test_locoprop_is_shown_in_the_readme():
+  assert len(_blocks(ROOT / "README.md", "python")) == 1
+
+
+def _named_paths(path: pathlib.Path) -> set[str]:
+  """Paths of the repository in the text, but not `<name>` and patterns."""
+  found = {m.rstrip(".").removeprefix("./") for m in _PATH.findall(_text(path))}
+  return {p for p in found if not set("<>*") & set(p)}
+
+
+def _text(path: pathlib.Path) -> str:
+  return path.read_text(encoding="utf-8")
+
+
+def _exists(path: pathlib.Path, name: str) -> bool:
+  return (ROOT / name).exists() or (path.parent / name).exists()
+
+
+@each_readme
+def test_named_files_exist(path):
+  """Results may be to come; see the tests of tables and figures for them."""
+  names = {n for n in _named_paths(path) if not n.startswith("results/")}
+  assert names
+  assert [n for n in sorted(names) if not _exists(path, n)] == []
+
+
+@each_readme
+def test_links_lead_somewhere(path):
+  for link in _LINK.findall(_text(path)):
+    target, _, anchor = link.partition("#")
+    if target.startswith("results/"):
+      continue
+    assert not target or (path.parent / target).exists(), link
+    if anchor:
+      heading = f"# {anchor.replace('-', ' ')}\n"
+      assert heading in _text(path.parent / target if target else path).lower()
+
+
+@each_readme
+def test_named_modules_exist(path):
+  for name in set(re.findall(r"python -m ([\w.]+)", _text(path))):
+    assert importlib.util.find_spec(name), name
+
+
+@each_readme
+def test_named_configs_and_variants_exist(path):
+  named = set(re.findall(r"--config[ =](\S+\.py):(\w+)", _text(path)))
+  for file, variant in sorted(named):
+    spec = importlib.util.spec_from_file_location("readme_config", ROOT / file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variant)
+    assert importlib.util.find_spec(config.experiment)
+
+
+@each_readme
+def test_named_extras_exist(path):
+  metadata = tomllib.loads(_text(ROOT / "pyproject.toml"))
+  extras = set(metadata["project"]["optional-dependencies"])
+  groups = re.findall(r"install '\.\[([\w,-]+)\]'", _text(path))
+  groups += re.findall(r"scripts/install ([\w,-]+)", _text(path))
+  assert {e for group in groups for e in group.split(",")} <= extras
+
+
+@each_readme
+def test_tables_are_those_of_the_results(path):
+  """A block is what the script writes; before there are results it says so."""
+
+  def check(match):
+    file, _ = readme_tables.parse_spec(match["spec"])
+    if (ROOT / file).exists():
+      return match[0]
+    assert match["body"] == NOT_YET, f"{file} is missing"
+    return ""
+
+  measured = readme_tables._BLOCK.sub(check, _text(path))
+  assert readme_tables.rewrite(measured, ROOT) == measured
+
+
+@each_readme
+def test_figures_come_with_their_results(path):
+  for figure in re.findall(r"\]\((\S+\.png)\)", _text(path)):
+    figure = path.parent / figure
+    assert figure.exists() == figure.with_suffix(".json").exists()
+
+
+def test_every_method_of_the_package_is_in_the_table():
+  import locojax
+
+  rows = [r for r in _text(ROOT / "README.md").splitlines() if r[:2] == "| "]
+  done = [r for r in rows if r.endswith("| done |")]
+  assert len(done) == len(locojax.METHODS)
