@@ -15,7 +15,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 METHODS = ("locoprop",)
-__all__ = ["METHODS", "__version__", *METHODS]
+__all__ = ["METHODS", "__version__", "locoprop"]
 
 
 def __getattr__(name: str) -> Any:
@@ -29,4 +29,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-  return sorted({*globals(), *__all__})
+  return sorted({*globals(), *METHODS})

@@ -25,7 +25,7 @@ def test_every_folder_of_methods_is_public():
 def test_a_method_has_two_paths(name):
   method = importlib.import_module(f"locojax.methods.{name}")
   assert getattr(locojax, name) is method
-  assert name in dir(locojax)
+  assert name in dir(locojax) and name in locojax.__all__
 
 
 @pytest.mark.parametrize("name", locojax.METHODS)

@@ -81,8 +81,8 @@ SPACES: dict[str, tuple[Sequence[float], Sequence[Mapping[str, Any]]]] = {
     ],
   ),
   "kfac": (
-    (1e-2, 3e-2, 1e-1, 3e-1, 1.0),
-    [{"damping": 0.1}, {"damping": 10.0}, {"kl_clip": 0.1}, {"kl_clip": 10.0}],
+    (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+    [{"damping": 1.0}, {"damping": 0.01}, {"kl_clip": 0.01}, {"kl_clip": 1.0}],
   ),
   "locoprop_s": (
     (1e-5, 3e-5, 1e-4, 2e-4, 3e-4),

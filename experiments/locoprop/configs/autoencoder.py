@@ -32,10 +32,8 @@ def _optimizers():
     "kfac": {
       "kind": "kfac",
       "learning_rate": 0.1,
-      "damping": 1.0,
-      "kl_clip": 1.0,
-      "update_every": 20,
-      "stats_every": 5,
+      "damping": 0.1,
+      "kl_clip": 0.1,
     },
     "locoprop_s": {
       "kind": "locoprop",

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import tracers
 
-from locojax.core import trees, types
+from locojax.core import checks, trees, types
 from locojax.methods.locoprop import matching
 
 LAYERS = (
@@ -47,6 +47,7 @@ class LayerRecord:
     affine: `(layer_params, *inputs) -> preact`, affine in the parameters.
     kind: 'dense', 'conv', ..., or 'tap'.
     transfer: name of the transfer function if the layer itself tells it.
+    row_mask: `[batch]`, zero for examples that do not count, or None.
   """
 
   inputs: tuple[jax.Array, ...]
@@ -60,6 +61,7 @@ class LayerRecord:
   transfer: str | None = dataclasses.field(
     default=None, metadata={"static": True}
   )
+  row_mask: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -76,6 +78,30 @@ class Tape:
   order: tuple[str, ...] = dataclasses.field(
     default=(), metadata={"static": True}
   )
+
+  def with_row_mask(self, mask: jax.Array) -> Tape:
+    """The tape with masked examples taken out of the local problems.
+
+    A masked example has no gradient, but its response still holds the layer
+    where it is after the first local iteration; with the mask it is as if
+    removed.
+
+    Args:
+      mask: `[batch]`, zero for examples that do not count.
+
+    Raises:
+      ValueError: a layer whose leading axis is not the batch.
+    """
+    records = {}
+    for name, record in self.records.items():
+      checks.same_shape(
+        "mask",
+        mask.shape,
+        f"the batch axis of {name!r}",
+        record.preact.shape[:1],
+      )
+      records[name] = dataclasses.replace(record, row_mask=mask)
+    return Tape(records, self.order)
 
   def by_layer(self) -> dict[str, list[LayerRecord]]:
     """The records of each layer, in the order of the calls."""

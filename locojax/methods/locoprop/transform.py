@@ -533,6 +533,7 @@ def make_step(
   *,
   layers: tuple[type, ...] = taps.LAYERS,
   filter: Callable[[str], bool] | None = None,
+  row_mask: Callable[[types.Batch], jax.Array] | None = None,
 ) -> types.StepFn:
   """A step that hands the tape to any optax chain.
 
@@ -541,6 +542,8 @@ def make_step(
     tx: `locoprop(...)`, or a chain that holds one; a transformation that takes
       no tape is run as ever.
     layers, filter: what to capture, see `taps.capture`.
+    row_mask: `batch -> [batch]`, zero for examples that the loss masks; they
+      then take no part in the local problems either.
 
   Returns:
     `(TrainState, batch) -> (TrainState, metrics)`.
@@ -552,6 +555,8 @@ def make_step(
     (loss, (measured, model_state)), grads, tape = captured(
       state.params, state.model_state, batch, state.step_key()
     )
+    if row_mask is not None:
+      tape = tape.with_row_mask(row_mask(batch))
     updates, opt_state = tx.update(
       grads, state.opt_state, state.params, tape=tape, value=loss
     )

@@ -125,7 +125,24 @@ def _rows_first(record: taps.LayerRecord) -> taps.LayerRecord:
     inputs=tuple(flat(x) for x in record.inputs),
     preact=flat(record.preact),
     preact_grad=flat(record.preact_grad),
+    row_mask=_flat_mask(record),
   )
+
+
+def _flat_mask(record: taps.LayerRecord) -> jax.Array | None:
+  """The mask of examples, one entry for each flattened row."""
+  if record.row_mask is None:
+    return None
+  lead = record.preact.shape[:-1]
+  mask = record.row_mask.reshape(-1, *(1,) * (len(lead) - 1))
+  return jnp.broadcast_to(mask, lead).reshape(-1)
+
+
+def _masked(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+  """`x` with the rows that do not count at zero, whatever they held."""
+  if mask is None:
+    return x
+  return jnp.where(mask.reshape(-1, *(1,) * (x.ndim - 1)) != 0, x, 0)
 
 
 def _pick(x: jax.Array, stride: int, offset) -> jax.Array:
@@ -175,12 +192,13 @@ def correction(
   if options.variant == "squared":
     f = lambda a: a
 
-  def gradient(inputs, preact, start, delta):
+  def gradient(inputs, preact, mask, start, delta):
     linear = lambda d: jax.jvp(
       lambda p: record.affine(p, *inputs), (params,), (d,)
     )[1]
     moved = preact + linear(delta).astype(jnp.float32)
     change = (f(moved) - start) * (rows / preact.shape[0])
+    change = _masked(change, mask)
     dtype = record.preact.dtype
     (out,) = jax.linear_transpose(linear, delta)(change.astype(dtype))
     return jax.tree.map(lambda x: x.astype(jnp.float32), out)
@@ -188,16 +206,19 @@ def correction(
   preact = record.preact.astype(jnp.float32)
   if stride == 1:
     start = f(preact)
-    return lambda delta, t: gradient(record.inputs, preact, start, delta)
+    mask = record.row_mask
+    return lambda delta, t: gradient(record.inputs, preact, mask, start, delta)
 
   def sampled(delta, t):
     offset = t % stride if options.rotate_rows else 0
     inputs = [_pick(x, stride, offset) for x in record.inputs]
     chosen = _pick(preact, stride, offset)
+    mask = record.row_mask
+    mask = None if mask is None else _pick(mask, stride, offset)
     if options.gather_rows:
       inputs = [mesh.constrain(x, None) for x in inputs]
       chosen = mesh.constrain(chosen, None)
-    return gradient(inputs, chosen, f(chosen), delta)
+    return gradient(inputs, chosen, mask, f(chosen), delta)
 
   return sampled
 
@@ -210,12 +231,13 @@ def _use_gram(record, options: LocalOptions) -> bool:
   return options.gram and possible
 
 
-def gram(x: jax.Array, bias: bool) -> jax.Array:
+def _record_gram(record, stride: int, bias: bool) -> jax.Array:
   """X~^T X~ in float32, `[I, I]`, or `[I+1, I+1]` with a column of ones."""
-  x = x.astype(jnp.float32)
+  x = record.inputs[0].astype(jnp.float32)
   if bias:
     x = jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], axis=1)
-  return x.T @ x
+  picked = _masked(x, record.row_mask)[::stride]
+  return picked.T @ picked * (x.shape[0] / picked.shape[0])
 
 
 def _fold(tree) -> jax.Array:
@@ -234,8 +256,7 @@ def _unfold(matrix: jax.Array, like) -> dict[str, jax.Array]:
 
 def _gram_correction(record, params, stride) -> Correction:
   """C delta with C = X^T X, computed once: 2 I^2 O an iteration."""
-  x = record.inputs[0][::stride]
-  c = gram(x, "bias" in params) * (record.inputs[0].shape[0] / x.shape[0])
+  c = _record_gram(record, stride, "bias" in params)
   return lambda delta, t: _unfold(c @ _fold(delta), delta)
 
 
@@ -295,10 +316,9 @@ def exact_delta(
   """
   c = 0.0
   for record in map(_rows_first, records):
-    x = record.inputs[0]
-    stride = max(1, x.shape[0] // (options.max_rows or x.shape[0]))
-    scale = x.shape[0] / x[::stride].shape[0]
-    c += scale * gram(x[::stride], "bias" in grads)
+    rows = record.preact.shape[0]
+    stride = max(1, rows // (options.max_rows or rows))
+    c += _record_gram(record, stride, "bias" in grads)
   c = _sum_over_devices(c, options)
   rhs = -options.gamma * _fold(grads)
   solution = _solve(c + jnp.eye(c.shape[0]) / eta, rhs)
@@ -309,6 +329,7 @@ def start_gradient(record, params, transfer, options: LocalOptions):
   """X^T R at W0, for targets whose residual there is not gamma G."""
   record = _rows_first(record)
   residual = residual_at_start(record, transfer, options)
+  residual = _masked(residual, record.row_mask)
   _, vjp = jax.vjp(lambda p: record.affine(p, *record.inputs), params)
   (out,) = vjp(residual.astype(record.preact.dtype))
   return jax.tree.map(lambda x: x.astype(jnp.float32), out)
