@@ -69,9 +69,11 @@ def _schedule(config, peak: float, steps_per_epoch: int, num_epochs: int):
 
 
 def _method(config) -> tuple[str, dict[str, Any]]:
-  """Kind and options of `config.method`."""
+  """Kind and options of `config.method`, as tuned for `config.axis`."""
   table = config.optimizers.to_dict()
   options = dict(checks.lookup("method", config.method, table))
+  if checks.one_of("axis", config.axis, ("epochs", "seconds")) == "seconds":
+    options |= config.tuned_for_seconds.to_dict().get(config.method, {})
   return options.pop("kind"), options
 
 
@@ -193,7 +195,9 @@ def _fit_all(config, workdir, axis: str, epochs: Mapping[str, int]):
         f"[equal {axis} {number}/{total}] {method}, seed {seed}, "
         f"{num_epochs} epochs"
       )
-      one = _at(config, method=method, seed=seed, num_epochs=num_epochs)
+      one = _at(
+        config, method=method, seed=seed, num_epochs=num_epochs, axis=axis
+      )
       result = fit(one, workdir / axis / method / f"seed_{seed}")
       if "diverged" in result:
         _say(f"  diverged: {result['diverged']}")

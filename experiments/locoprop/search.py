@@ -82,7 +82,7 @@ SPACES: dict[str, tuple[Sequence[float], Sequence[Mapping[str, Any]]]] = {
   ),
   "kfac": (
     (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
-    [{"damping": 1.0}, {"damping": 0.01}, {"kl_clip": 0.01}, {"kl_clip": 1.0}],
+    [{"damping": 1.0}, {"damping": 0.01}, {"kl_clip": 0.1}, {"kl_clip": 10.0}],
   ),
   "locoprop_s": (
     (1e-5, 3e-5, 1e-4, 2e-4, 3e-4),
@@ -103,7 +103,7 @@ SPACES: dict[str, tuple[Sequence[float], Sequence[Mapping[str, Any]]]] = {
       {"gamma": 30.0},
       {"inner_options.momentum": 0.99},
       {"inner_options.decay": 0.99},
-      {"num_local_iters": 20},
+      {"inner_options.decay": 0.999},
     ],
   ),
   "locoprop_m_fast": (

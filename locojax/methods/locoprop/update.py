@@ -203,8 +203,8 @@ def correction(
     (out,) = jax.linear_transpose(linear, delta)(change.astype(dtype))
     return jax.tree.map(lambda x: x.astype(jnp.float32), out)
 
-  preact = record.preact.astype(jnp.float32)
   if stride == 1:
+    preact = record.preact.astype(jnp.float32)
     start = f(preact)
     mask = record.row_mask
     return lambda delta, t: gradient(record.inputs, preact, mask, start, delta)
@@ -212,7 +212,7 @@ def correction(
   def sampled(delta, t):
     offset = t % stride if options.rotate_rows else 0
     inputs = [_pick(x, stride, offset) for x in record.inputs]
-    chosen = _pick(preact, stride, offset)
+    chosen = _pick(record.preact, stride, offset).astype(jnp.float32)
     mask = record.row_mask
     mask = None if mask is None else _pick(mask, stride, offset)
     if options.gather_rows:
