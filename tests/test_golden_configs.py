@@ -10,10 +10,13 @@ from __future__ import annotations
 import importlib
 import json
 import pathlib
+import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+if __name__ == "__main__":
+  sys.path.insert(0, str(ROOT))
 GOLDEN = ROOT / "tests" / "golden"
 
 
@@ -65,9 +68,6 @@ def test_every_config_has_the_variants_of_the_house(name):
 
 
 if __name__ == "__main__":
-  import sys
-
-  sys.path.insert(0, str(ROOT))
   GOLDEN.mkdir(exist_ok=True)
   for old in GOLDEN.glob("*.json"):
     old.unlink()

@@ -81,6 +81,7 @@ def _tuned_for_seconds():
     "rmsprop": {"learning_rate": 3e-4},
     "muon": {"learning_rate": 0.1},
     "soap": {"learning_rate": 0.02},
+    "locoprop_s_exact": {"learning_rate": 1.0},
   }
 
 
