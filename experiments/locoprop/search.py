@@ -12,6 +12,49 @@ from typing import Any
 
 NUM_RATES, NUM_CHANGES = 5, 4
 
+_NOTEBOOK = {"momentum": 0.999, "decay": 0.9}
+
+# What a search starts from: the kind, and settings that are not searched.
+BASES: dict[str, Mapping[str, Any]] = {
+  **{
+    name: {"kind": name}
+    for name in (
+      "sgd",
+      "momentum",
+      "nesterov",
+      "adagrad",
+      "adam",
+      "muon",
+      "soap",
+    )
+  },
+  "rmsprop": {"kind": "rmsprop", "momentum": 0.9},
+  "shampoo": {"kind": "shampoo", "update_every": 10},
+  "kfac": {"kind": "kfac", "damping": 0.1, "kl_clip": 1.0},
+  "locoprop_s": {
+    "kind": "locoprop",
+    "variant": "squared",
+    "num_local_iters": 5,
+    "inner_options": _NOTEBOOK,
+  },
+  "locoprop_s_exact": {
+    "kind": "locoprop",
+    "variant": "squared",
+    "solver": "exact",
+  },
+  "locoprop_m": {
+    "kind": "locoprop",
+    "num_local_iters": 10,
+    "inner_options": _NOTEBOOK,
+  },
+  "locoprop_m_fast": {
+    "kind": "locoprop",
+    "num_local_iters": 5,
+    "max_rows": 125,
+    "inner_options": {**_NOTEBOOK, "decay": 0.99},
+  },
+}
+
 # Epochs for tuning at equal seconds: about what each method does on 2 cores in
 # the time of 40 epochs of locoprop_m_fast. The benchmark itself goes by the
 # seconds that it measures.

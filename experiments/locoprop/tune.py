@@ -11,6 +11,8 @@ only collected into the file of `--report`.
 
 from __future__ import annotations
 
+import json
+import math
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -31,7 +33,7 @@ _REPORT = flags.DEFINE_string("report", "", "Result file to write.")
 LOSS = "eval/train_loss"
 
 
-def change(options: dict[str, Any], setting: Mapping[str, Any]) -> dict:
+def change(options: Mapping[str, Any], setting: Mapping[str, Any]) -> dict:
   """Options with a setting changed; a dot names an inner option."""
   options = {**options}
   for name, value in setting.items():
@@ -43,7 +45,7 @@ def change(options: dict[str, Any], setting: Mapping[str, Any]) -> dict:
 def trial(config, method, setting, num_epochs, folder) -> float | None:
   """Final train loss of one trial; None if it diverged."""
   made = config.copy_and_resolve_references()
-  options = change(made.optimizers.to_dict()[method], setting)
+  options = change(search.BASES[method], setting)
   with made.unlocked():
     del made.optimizers[method]
     made.optimizers[method] = options
@@ -79,6 +81,28 @@ def tune(config, method, num_epochs, workdir) -> list[dict[str, Any]]:
   ]
 
 
+def collect(folder: pathlib.Path) -> list[dict[str, Any]]:
+  """One row for each trial in a folder, best first within its method."""
+  rows = []
+  for path in sorted(folder.glob("*/*")):
+    run = runs.load(path)
+    options = dict(run.config["optimizers"][path.parent.name])
+    values = run.result["values"] if run.finished else {}
+    loss = values.get(LOSS, math.nan)
+    rows.append(
+      {
+        "method": path.parent.name,
+        "setting": path.name,
+        "epochs": run.config["num_epochs"],
+        "train_loss": loss if math.isfinite(loss) else None,
+        "options": json.dumps(options, sort_keys=True),
+      }
+    )
+  worst = float("inf")
+  order = lambda r: (r["method"], r["train_loss"] or worst)
+  return sorted(rows, key=order)
+
+
 def main(argv) -> None:
   """Runs the search and writes its report."""
   del argv
@@ -90,23 +114,17 @@ def main(argv) -> None:
   epochs = dict.fromkeys(search.SPACES, config.num_epochs)
   if _AXIS.value == "seconds":
     epochs = search.EPOCHS_IN_EQUAL_SECONDS
-  rows = []
+  folder = workdir / _AXIS.value
   for method in methods:
-    folder = workdir / _AXIS.value
-    trials = tune(config, method, epochs[method], folder)
-    rows += [{**t, "epochs": epochs[method]} for t in trials]
+    tune(config, method, epochs[method], folder)
   if _REPORT.value:
-    for row in rows:
-      finite = row["train_loss"] < float("inf")
-      row["train_loss"] = row["train_loss"] if finite else None
-    found = runs.load_all(workdir / _AXIS.value)
-    seconds = sum((r.result or {}).get("seconds", 0.0) for r in found)
+    found = runs.load_all(folder)
     results.save(
       _REPORT.value,
       command="python -m experiments.locoprop.tune " + " ".join(sys.argv[1:]),
       seeds=[config.seed],
-      rows=rows,
-      time_seconds=seconds,
+      rows=collect(folder),
+      time_seconds=sum((r.result or {}).get("seconds", 0.0) for r in found),
     )
 
 

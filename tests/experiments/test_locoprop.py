@@ -214,7 +214,7 @@ def test_mnist_through_tfds(data_dir):
 
 def test_search_spaces_are_of_equal_size():
   known = configs.get_config("cpu").optimizers
-  assert set(search.SPACES) == set(known)
+  assert set(search.SPACES) == set(search.BASES) == set(known)
   for rates, changes in search.SPACES.values():
     assert len(rates) == search.NUM_RATES
     assert len(changes) == search.NUM_CHANGES
@@ -228,6 +228,9 @@ def test_tune_tries_rates_then_changes(tmp_path, monkeypatch):
   assert len(rows) == 4
   losses = [r["train_loss"] for r in rows]
   assert losses == sorted(losses)
+  found = tune.collect(tmp_path)
+  assert [r["train_loss"] for r in found] == losses
+  assert '"b1": 0.5' in " ".join(r["options"] for r in found)
   names = {r["setting"] for r in rows}
   assert {"learning_rate=0.001", "learning_rate=0.01"} < names
   options = {"learning_rate": 1.0, "inner_options": {"decay": 0.9, "x": 1}}
