@@ -123,7 +123,7 @@ def _check_output(state: Any, new: Any, values: Any) -> None:
 
 
 def _compile(experiment: experiment_lib.Experiment, layout: feed.Layout):
-  """`(state, first_bad, batch) -> (state, first_bad, metrics)`, compiled.
+  """`(state, first_bad, batch) -> (state, first_bad, metrics)`, and its bytes.
 
   `first_bad` is the first batch whose loss was not finite, or -1: watching
   every step costs no transfer.
@@ -144,7 +144,8 @@ def _compile(experiment: experiment_lib.Experiment, layout: feed.Layout):
     donate_argnums=0,
     out_shardings=(layout.state_shardings, rep, rep),
   )
-  return jitted.lower(layout.state, first_bad, layout.batch).compile()
+  compiled = jitted.lower(layout.state, first_bad, layout.batch).compile()
+  return compiled, profiling.step_bytes(compiled)
 
 
 @jax.jit
@@ -237,9 +238,10 @@ class _Run:
 
   def _compiled(self):
     started = time.perf_counter()
-    compiled = _compile(self._experiment, self._layout)
+    compiled, self._meta["step_bytes"] = _compile(
+      self._experiment, self._layout
+    )
     self._meta["compile_seconds"] = time.perf_counter() - started
-    self._meta["step_bytes"] = profiling.step_bytes(compiled)
     return compiled
 
   def _log_due(self, step: int) -> bool:

@@ -142,13 +142,13 @@ def test_order_of_operations(tmp_path, monkeypatch):
   compiled = loop._compile
 
   def compile_recorded(*args):
-    run = compiled(*args)
+    run, num_bytes = compiled(*args)
 
     def step(state, first_bad, batch):
       seen.append(("step", int(state.step)))
       return run(state, first_bad, batch)
 
-    return step
+    return step, num_bytes
 
   save = checkpoints.Checkpoints.save
 
@@ -449,8 +449,12 @@ def test_the_step_is_under_a_transfer_guard(tmp_path, monkeypatch):
   compiled = loop._compile
 
   def careless(*args):
-    run = compiled(*args)
-    return lambda state, bad, batch: run(state, bad, jax.device_get(batch))
+    run, num_bytes = compiled(*args)
+
+    def step(state, bad, batch):
+      return run(state, bad, jax.device_get(batch))
+
+    return step, num_bytes
 
   monkeypatch.setattr(loop, "_compile", careless)
   with pytest.raises(Exception, match="[Dd]isallowed host-to-device"):
