@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 PyTree = Any
@@ -45,12 +46,16 @@ class TrainState:
   def advance(
     self, updates: PyTree, opt_state: PyTree, model_state: PyTree
   ) -> TrainState:
-    """The state after one update: `params + updates`, dtypes kept."""
+    """The state after one update: `params + updates`, dtypes kept.
+
+    The step stays at the largest int32 once it is there.
+    """
+    last = jnp.iinfo(jnp.int32).max
     params = jax.tree.map(
       lambda p, u: (p + u).astype(p.dtype), self.params, updates
     )
     return self.replace(
-      step=self.step + 1,
+      step=jnp.minimum(self.step, last - 1) + 1,
       params=params,
       model_state=model_state,
       opt_state=opt_state,

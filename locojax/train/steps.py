@@ -268,13 +268,7 @@ def from_loss(
       grad=grads,
       value_fn=lambda p: loss_fn(p, state.model_state, batch, key)[0],
     )
-    state = state.replace(
-      step=optax.safe_increment(state.step),
-      params=optax.apply_updates(state.params, updates),
-      model_state=model_state,
-      opt_state=_strong(opt_state),
-    )
-    return state, metrics
+    return state.advance(updates, _strong(opt_state), model_state), metrics
 
   return step
 

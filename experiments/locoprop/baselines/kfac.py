@@ -390,13 +390,7 @@ def make_step(
     updates, opt_state = optax.with_extra_args_support(tx).update(
       grads, state.opt_state, state.params, factors=fresh, fresh=due
     )
-    params = optax.apply_updates(state.params, updates)
-    new = state.replace(
-      step=state.step + 1,
-      params=params,
-      model_state=model_state,
-      opt_state=opt_state,
-    )
+    new = state.advance(updates, opt_state, model_state)
     return new, {"loss": loss, **metrics}
 
   return step

@@ -191,18 +191,26 @@ def _check_rate(name: str, value: Any, check=checks.positive) -> None:
     check(name, value)
 
 
+def _require_convex(
+  what: str, loss: matching.MatchingLoss, settings: _Settings
+) -> None:
+  """LocoProp-M wants monotone transfer functions, unless told otherwise."""
+  needed = settings.options.variant == "matching"
+  if needed and not loss.convex and not settings.allow_nonconvex:
+    raise ValueError(
+      f"{what} is not allowed: it is not monotone, so its matching loss is not "
+      "convex. Pass allow_nonconvex=True to use it all the same, or "
+      "variant='squared'."
+    )
+
+
 def _check_transfers(settings: _Settings) -> None:
   """Transfer functions must be known and, for LocoProp-M, monotone."""
   for pattern, name in (settings.transfers or {}).items():
     loss = matching.get(name)
-    matching_loss = settings.options.variant == "matching"
-    if matching_loss and not loss.convex and not settings.allow_nonconvex:
-      raise ValueError(
-        f"transfers[{pattern!r}]={loss.name!r} is not allowed: it is not "
-        "monotone, so its matching loss is not convex. Pass "
-        "allow_nonconvex=True to use it all the same, or variant='squared'."
-      )
-    squared_md = not matching_loss and settings.options.target == "md"
+    _require_convex(f"transfers[{pattern!r}]={loss.name!r}", loss, settings)
+    squared = settings.options.variant == "squared"
+    squared_md = squared and settings.options.target == "md"
     if squared_md and loss.inverse is None:
       raise ValueError(
         f"transfers[{pattern!r}]={loss.name!r} is not allowed with "
@@ -233,10 +241,9 @@ def _check(settings: _Settings) -> _Settings:
     checks.positive_int("max_rows", options.max_rows)
   if options.clip_targets is not None:
     checks.positive("clip_targets", options.clip_targets)
-  if settings.transfers is None and options.target == "md":
-    needs = options.variant == "squared"
-    if needs:
-      raise ValueError("transfers=None is not allowed with target='md'.")
+  squared_md = options.variant == "squared" and options.target == "md"
+  if squared_md and settings.transfers is None:
+    raise ValueError("transfers=None is not allowed with target='md'.")
   _check_transfers(settings)
   return settings
 
@@ -497,12 +504,8 @@ def _check_call(settings, fallback, params, tape) -> None:
 def _check_record(records, params, settings) -> None:
   """Shapes of a record fit the layer's parameters; transfer fits the layer."""
   loss = settings.transfer(records)
-  matching_loss = settings.options.variant == "matching"
-  if matching_loss and not loss.convex and not settings.allow_nonconvex:
-    raise ValueError(
-      f"transfer={loss.name!r} of layer {records[0].path!r} is not allowed: it "
-      "is not monotone. Pass allow_nonconvex=True to use it all the same."
-    )
+  what = f"transfer={loss.name!r} of layer {records[0].path!r}"
+  _require_convex(what, loss, settings)
   for record in records:
     _check_shapes(record, params)
     if settings.solver == "exact" and record.kind != "dense":
