@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common import stages
 from experiments.locoprop import autoencoder, optimizers, summary
 from locojax.core import checks
 from locojax.data import pipeline
@@ -149,26 +150,15 @@ def _flops(init, step, batch_shapes) -> float | None:
 
 def fit(config, workdir: pathlib.Path) -> Mapping[str, Any]:
   """Trains one run; its `result.json`, or the reason why it diverged."""
-  failed = workdir / "diverged.json"
-  if failed.exists():
-    return json.loads(failed.read_text())
   made = build(config)
-  try:
-    loop.fit(
-      made,
-      workdir,
-      key=jax.random.key(config.seed),
-      mesh=sharding.make_mesh(dict(config.mesh)),
-      log_every=max(1, made.num_steps // 20),
-      save_every=config.save_every or made.num_steps,
-      keep=config.keep,
-      config=config.to_dict(),
-    )
-  except loop.NonFinite as error:
-    if distributed.is_main():
-      failed.write_text(json.dumps({"diverged": str(error)}))
-    return {"diverged": str(error)}
-  return json.loads((workdir / "result.json").read_text())
+  return stages.fit_or_diverge(
+    made,
+    config,
+    workdir,
+    log_every=max(1, made.num_steps // 20),
+    save_every=config.save_every or made.num_steps,
+    keep=config.keep,
+  )
 
 
 def _at(config, **changes):

@@ -8,7 +8,6 @@ the embeddings take the fallback, Adam.
 from __future__ import annotations
 
 import functools
-import json
 import pathlib
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.common import stages
 from experiments.locoprop import corpus
 from locojax.core import checks, metrics, trees, types
 from locojax.data import pipeline
@@ -255,17 +255,14 @@ def run(config, workdir: str) -> dict[str, Any]:
   for method in config.methods:
     folder = pathlib.Path(workdir).absolute() / method
     one = _one(config, method)
-    loop.fit(
+    out[method] = stages.fit(
       build(one),
+      one,
       folder,
-      key=jax.random.key(one.seed),
-      mesh=sharding.make_mesh(dict(one.mesh)),
       log_every=one.log_every,
       save_every=one.save_every,
       keep=1,
-      config=one.to_dict(),
     )
-    out[method] = json.loads((folder / "result.json").read_text())
   return out
 
 

@@ -58,8 +58,8 @@ def _name(setting: Mapping[str, Any]) -> str:
   return ",".join(f"{k}={v:g}" for k, v in setting.items())
 
 
-def tune(config, method, num_epochs, workdir) -> list[dict[str, Any]]:
-  """All trials of a method, best first."""
+def tune(config, method, num_epochs, workdir) -> None:
+  """Runs all trials of a method, a folder each; `collect` reads them."""
   done: list[tuple[float, dict]] = []
 
   def attempt(setting):
@@ -74,11 +74,6 @@ def tune(config, method, num_epochs, workdir) -> list[dict[str, Any]]:
   best = min(done, key=lambda d: d[0])[1]
   for setting in changes[: search.NUM_CHANGES]:
     attempt({**best, **setting})
-  done.sort(key=lambda d: d[0])
-  return [
-    {"method": method, "setting": _name(s), "train_loss": loss}
-    for loss, s in done
-  ]
 
 
 def collect(folder: pathlib.Path) -> list[dict[str, Any]]:

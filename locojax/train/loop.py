@@ -463,6 +463,7 @@ def fit(
     )
     state = run.train_guarded(state, stop)
     folder.write_result(experiment, workdir, meta)
+    distributed.sync("result.json")  # callers read it on every process
     if stop.due(experiment.num_steps + 1):
       raise Preempted(workdir, experiment.num_steps)
   return state
@@ -485,6 +486,7 @@ def _finished(experiment, workdir, store, meta) -> bool:
   _log.info("%s: already finished, %d steps", workdir, step)
   if not (workdir / "result.json").exists():
     folder.write_result(experiment, workdir, meta)
+  distributed.sync("result.json")
   return True
 
 

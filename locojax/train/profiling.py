@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -152,6 +152,19 @@ class Window:
   def __post_init__(self):
     checks.nonnegative("profile.start", self.start)
     checks.positive_int("profile.num_steps", self.num_steps)
+
+
+def window(settings: Mapping[str, int]) -> Window | None:
+  """The window of a config's `{"start": s, "num_steps": n}`; None if n is 0.
+
+  Raises:
+    ValueError: an unknown setting, or a number that is not allowed.
+  """
+  for name in settings:
+    checks.one_of("profile", name, ("start", "num_steps"))
+  if not settings.get("num_steps"):
+    return None
+  return Window(**settings)
 
 
 class Trace:

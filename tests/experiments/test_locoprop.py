@@ -12,6 +12,7 @@ import pytest
 
 from experiments.locoprop import (
   autoencoder,
+  calibrate,
   experiment,
   optimizers,
   search,
@@ -224,14 +225,13 @@ def test_tune_tries_rates_then_changes(tmp_path, monkeypatch):
   monkeypatch.setitem(
     search.SPACES, "adam", ((1e-3, 1e-2), [{"b1": 0.5}, {"b2": 0.9}])
   )
-  rows = tune.tune(_tiny(methods=()), "adam", 1, tmp_path)
-  assert len(rows) == 4
-  losses = [r["train_loss"] for r in rows]
-  assert losses == sorted(losses)
+  tune.tune(_tiny(methods=()), "adam", 1, tmp_path)
   found = tune.collect(tmp_path)
-  assert [r["train_loss"] for r in found] == losses
+  assert len(found) == 4
+  losses = [r["train_loss"] for r in found]
+  assert losses == sorted(losses)
   assert '"b1": 0.5' in " ".join(r["options"] for r in found)
-  names = {r["setting"] for r in rows}
+  names = {r["setting"] for r in found}
   assert {"learning_rate=0.001", "learning_rate=0.01"} < names
   options = {"learning_rate": 1.0, "inner_options": {"decay": 0.9, "x": 1}}
   assert tune.change(options, {"inner_options.decay": 0.5}) == {
@@ -254,3 +254,35 @@ def test_errors_name_what_is_wrong():
       transfers={},
       options={},
     )
+
+
+def test_calibration_compares_the_epochs_that_every_run_has(tmp_path, capsys):
+  def write(folder, losses, seed):
+    folder.mkdir()
+    config = {"data": {"num_train": 60_000}, "batch_size": 1000, "seed": seed}
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = [
+      {
+        "step": 60 * e,
+        "seconds": 1.0,
+        "eval/train_loss": v,
+        "eval/test_loss": v,
+      }
+      for e, v in enumerate(losses)
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text)
+
+  write(tmp_path / "a", [550.0, 550.0, 120.0, 81.0], 0)
+  write(tmp_path / "b", [550.0, 550.0, 126.0], 1)
+  out = tmp_path / "out.json"
+  folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+  calibrate.main([*folders, "--results", str(out)])
+  rows = results.load(out)["rows"]
+  assert [r["epoch"] for r in rows] == [1, 2]
+  assert rows[1]["train"] == [120.0, 126.0]
+  assert rows[1]["train_ratio"] == pytest.approx(123.0 / 122.69)
+  assert "122.7" in capsys.readouterr().out
+  write(tmp_path / "c", [550.0], 2)
+  with pytest.raises(ValueError, match="logged epoch"):
+    calibrate.main([str(tmp_path / "c")])

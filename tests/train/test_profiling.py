@@ -95,3 +95,15 @@ def test_trace_writes_files(tmp_path):
   jax.block_until_ready(jnp.ones(3) + 1)
   trace.close()
   assert list(tmp_path.rglob("*.xplane.pb"))
+
+
+def test_window_of_a_config():
+  assert profiling.window({}) is None
+  assert profiling.window({"start": 3, "num_steps": 0}) is None
+  assert profiling.window({"start": 3, "num_steps": 2}) == profiling.Window(
+    3, 2
+  )
+  with pytest.raises(ValueError, match="profile='stop' is not allowed"):
+    profiling.window({"stop": 3})
+  with pytest.raises(ValueError, match="profile.start=-1"):
+    profiling.window({"start": -1, "num_steps": 2})

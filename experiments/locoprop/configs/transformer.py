@@ -64,6 +64,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
   config.num_steps, config.batch_size = 300, 16
   config.eval_every, config.eval_batches, config.eval_batch_size = 100, 4, 16
   config.log_every, config.save_every = 10, 100
+  config.profile = {"start": 0, "num_steps": 0}
   config.seed = 0
   config.mesh = {"data": -1, "expert": 1, "model": 1}
   config.layout = "replicated"

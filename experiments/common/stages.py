@@ -1,0 +1,68 @@
+"""One run of the loop in a folder, and what it ended with."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from locojax.train import (
+  distributed,
+  experiment,
+  loop,
+  profiling,
+  sharding,
+)
+
+
+def fit(
+  made: experiment.Experiment, config: Any, folder: pathlib.Path, **settings
+) -> dict[str, Any]:
+  """Trains `made` in a folder, from wherever that stands.
+
+  Args:
+    made: what to train.
+    config: with `seed`, `mesh` and, if steps are to be profiled, `profile`
+      (`start`, `num_steps`); it becomes the folder's `config.json`.
+    folder: of the run.
+    **settings: of `loop.fit` (`log_every`, `save_every`, `keep`, ...).
+
+  Returns:
+    `result.json` of the folder.
+
+  Raises:
+    What `loop.fit` raises.
+  """
+  loop.fit(
+    made,
+    folder,
+    key=jax.random.key(config.seed),
+    mesh=sharding.make_mesh(dict(config.mesh)),
+    config=config.to_dict(),
+    profile=profiling.window(dict(config.get("profile", {}))),
+    **settings,
+  )
+  return json.loads((folder / "result.json").read_text())
+
+
+def fit_or_diverge(
+  made: experiment.Experiment, config: Any, folder: pathlib.Path, **settings
+) -> dict[str, Any]:
+  """`fit`, where a run that becomes non-finite is a result too.
+
+  Returns:
+    `result.json`, or `{"diverged": reason}`, which stays in `diverged.json`.
+  """
+  failed = folder / "diverged.json"
+  if failed.exists():
+    return json.loads(failed.read_text())
+  try:
+    return fit(made, config, folder, **settings)
+  except loop.NonFinite as error:
+    out = {"diverged": str(error)}
+    if distributed.is_main():
+      failed.write_text(json.dumps(out))
+    distributed.sync("diverged.json")
+    return out
