@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from locojax.report import names
+from locojax.report import figures, names
 from locojax.report import runs as runs_lib
 
-PLOT_HELP = "figures need matplotlib: pip install 'locojax[plots]'"
 BANDS = ("std", "range", "none")
 # Distinct also for colour-blind readers, dark enough on white.
 COLOURS = (
@@ -161,7 +160,8 @@ def draw(
   title: str | None = None,
 ) -> pathlib.Path:
   """Draws curves by (label, number of the panel); see `plot`."""
-  figure, axes = _figure(len(panels))
+  figure, grid = figures.axes(len(panels), margin=1.9)
+  axes = grid[0]
   colours = colours or colour_map(labels)
   for i, (panel, ax) in enumerate(zip(panels, axes)):
     for label in labels:
@@ -169,24 +169,10 @@ def draw(
         style = names.lookup("label", label, dict(colours))
         _draw_curve(ax, data[label, i], label, style)
     _decorate(ax, panel)
-  _legend(figure, axes, labels)
+  legend(figure, axes, labels)
   if title:
     figure.suptitle(title, fontsize=12)
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, format="png", dpi=150)
-  return path
-
-
-def _figure(num_panels: int):
-  try:
-    from matplotlib.backends import backend_agg
-    from matplotlib.figure import Figure
-  except ImportError as e:
-    raise ImportError(PLOT_HELP) from e
-  figure = Figure(figsize=(4.6 * num_panels + 1.9, 3.9), layout="constrained")
-  backend_agg.FigureCanvasAgg(figure)
-  return figure, figure.subplots(1, num_panels, squeeze=False)[0]
+  return figures.save(figure, path)
 
 
 def _draw_curve(ax, curve: Curve, label: str, style) -> None:
@@ -213,8 +199,7 @@ def _decorate(ax, panel: Panel) -> None:
     _plain_ticks(ax.yaxis)
   ax.set_xlim(*panel.x_limits)
   ax.set_ylim(*panel.y_limits)
-  ax.grid(True, which="major", color="#dddddd", lw=0.7, zorder=0)
-  ax.spines[["top", "right"]].set_visible(False)
+  figures.plain(ax)
 
 
 def _plain_ticks(axis) -> None:
@@ -226,8 +211,11 @@ def _plain_ticks(axis) -> None:
   axis.set_minor_formatter(ticker.NullFormatter())
 
 
-def _legend(figure, axes, labels: Sequence[str]) -> None:
-  """One legend right of the panels, in the order of the labels."""
+def legend(figure, axes, labels: Sequence[str]) -> None:
+  """One legend right of the panels, in the order of the labels.
+
+  Labels that no curve has are left out.
+  """
   handles = {}
   for ax in axes:
     for handle, label in zip(*ax.get_legend_handles_labels()):
