@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from locojax.core import types
 from locojax.train import (
   distributed,
   experiment,
@@ -19,7 +20,7 @@ from locojax.train import (
 
 def fit(
   made: experiment.Experiment, config: Any, folder: pathlib.Path, **settings
-) -> dict[str, Any]:
+) -> types.TrainState:
   """Trains `made` in a folder, from wherever that stands.
 
   Args:
@@ -30,12 +31,12 @@ def fit(
     **settings: of `loop.fit` (`log_every`, `save_every`, `keep`, ...).
 
   Returns:
-    `result.json` of the folder.
+    The final state; `result` has the rest.
 
   Raises:
     What `loop.fit` raises.
   """
-  loop.fit(
+  return loop.fit(
     made,
     folder,
     key=jax.random.key(config.seed),
@@ -44,6 +45,10 @@ def fit(
     profile=profiling.window(dict(config.get("profile", {}))),
     **settings,
   )
+
+
+def result(folder: pathlib.Path) -> dict[str, Any]:
+  """`result.json` of a finished run."""
   return json.loads((folder / "result.json").read_text())
 
 
@@ -59,10 +64,11 @@ def fit_or_diverge(
   if failed.exists():
     return json.loads(failed.read_text())
   try:
-    return fit(made, config, folder, **settings)
+    fit(made, config, folder, **settings)
   except loop.NonFinite as error:
     out = {"diverged": str(error)}
     if distributed.is_main():
       failed.write_text(json.dumps(out))
     distributed.sync("diverged.json")
     return out
+  return result(folder)

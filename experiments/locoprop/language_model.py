@@ -255,7 +255,7 @@ def run(config, workdir: str) -> dict[str, Any]:
   for method in config.methods:
     folder = pathlib.Path(workdir).absolute() / method
     one = _one(config, method)
-    out[method] = stages.fit(
+    stages.fit(
       build(one),
       one,
       folder,
@@ -263,6 +263,7 @@ def run(config, workdir: str) -> dict[str, Any]:
       save_every=one.save_every,
       keep=1,
     )
+    out[method] = stages.result(folder)
   return out
 
 
