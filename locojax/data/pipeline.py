@@ -29,9 +29,10 @@ Batches = Callable[[int], Iterator[Batch]]
 
 GRAIN_HELP = "the data pipeline needs grain: pip install 'locojax[experiments]'"
 REMAINDERS = ("drop", "carry")
+FULL = "full"  # the window of a shuffle over all rows
 _MAX_SEED = 2**32 - 1
 # Streams of random numbers that come from one seed.
-_SHUFFLE, _MAP = 0, 1
+_SHUFFLE, _MAP, _WINDOW = 0, 1, 2
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -81,6 +82,51 @@ def epoch_permutation(num_examples: int, *, seed: int, epoch: int):
   return _rng(seed, _SHUFFLE, epoch).permutation(num_examples)
 
 
+def _check_window(window: float | str | None) -> float | None:
+  """The window as a number; None for a full shuffle."""
+  if window is None or (isinstance(window, str) and window == FULL):
+    return None
+  if isinstance(window, str):
+    raise ValueError(
+      f"window={window!r} is not allowed: it must be a number, 0 or more, or "
+      f"{FULL!r} (or None) for a full shuffle."
+    )
+  return checks.nonnegative("window", window)
+
+
+def windowed_permutation(
+  num_examples: int, *, window: float | str | None, seed: int, epoch: int
+) -> np.ndarray:
+  """A local shuffle: rows sorted by `i + U(0, window)`, `[num_examples]` int64.
+
+  Each row moves by less than `window` places, forward or back. So a stream of
+  examples in the order of time stays nearly so.
+
+  Args:
+    num_examples: number of rows.
+    window: 0 keeps the order; `'full'` or None gives `epoch_permutation`.
+    seed, epoch: as for `epoch_permutation`; the draws U are the same for every
+      window.
+
+  Returns:
+    The row numbers in their new order.
+
+  Raises:
+    ValueError: a window below 0.
+
+  >>> windowed_permutation(4, window=0, seed=1, epoch=0).tolist()
+  [0, 1, 2, 3]
+  """
+  window = _check_window(window)
+  if window is None:
+    return epoch_permutation(num_examples, seed=seed, epoch=epoch)
+  rows = np.arange(num_examples)
+  if window == 0:
+    return rows
+  draws = _rng(seed, _WINDOW, epoch).random(num_examples)
+  return np.argsort(rows + window * draws, kind="stable")
+
+
 def _rng(seed: int, stream: int, index: int) -> np.random.Generator:
   sequence = np.random.SeedSequence(seed, spawn_key=(stream, index))
   return np.random.Generator(np.random.Philox(sequence))
@@ -92,6 +138,7 @@ def index_batches(
   batch_size: int,
   seed: int,
   shuffle: bool = True,
+  window: float | str | None = None,
   num_epochs: int | None = None,
   remainder: str = "drop",
   process_index: int = 0,
@@ -104,6 +151,9 @@ def index_batches(
     batch_size: rows of the global batch, over all processes.
     seed: of the shuffles, in [0, 2^32).
     shuffle: each epoch in the order of `epoch_permutation`; else in order.
+    window: a number makes the shuffle local, by `windowed_permutation`; None
+      or `'full'` shuffles over all rows. With a small window, `drop` leaves
+      out nearly the same last rows in each epoch.
     num_epochs: the iterator ends after so many; None never ends.
     remainder: `drop`: an epoch has `floor(n / batch_size)` batches and the
       last `n mod batch_size` rows of its order are left out (others in each
@@ -116,12 +166,15 @@ def index_batches(
     `start -> iterator` of int64 `[batch_size / process_count]`.
 
   Raises:
-    ValueError: on a bad argument; with `drop`, a batch larger than n.
+    ValueError: on a bad argument; with `drop`, a batch larger than n; a
+      window without shuffle.
   """
   _check_common(
     batch_size, seed, num_epochs, remainder, process_index, process_count
   )
   checks.positive_int("num_examples", num_examples)
+  if _check_window(window) is not None and not shuffle:
+    raise ValueError(f"window={window!r} is not allowed with shuffle=False.")
   epoch_rows = num_examples
   if remainder == "drop":
     epoch_rows = steps_per_epoch(num_examples, batch_size) * batch_size
@@ -130,7 +183,9 @@ def index_batches(
   def order(epoch):
     if not shuffle:
       return np.arange(num_examples)
-    return epoch_permutation(num_examples, seed=seed, epoch=epoch)
+    return windowed_permutation(
+      num_examples, window=window, seed=seed, epoch=epoch
+    )
 
   def iterate(start):
     end = None if num_epochs is None else num_epochs * epoch_rows // batch_size
@@ -158,6 +213,7 @@ def array_batches(
   batch_size: int,
   seed: int,
   shuffle: bool = True,
+  window: float | str | None = None,
   num_epochs: int | None = None,
   remainder: str = "drop",
   map: Callable[[Batch], Batch] | None = None,
@@ -169,7 +225,7 @@ def array_batches(
 
   Args:
     arrays: a dict of arrays `[n, ...]`, or a source made by `from_arrays`.
-    batch_size, seed, shuffle, num_epochs, remainder, process_index,
+    batch_size, seed, shuffle, window, num_epochs, remainder, process_index,
       process_count: as for `index_batches`.
     map: batch -> batch, row by row (scaling, types).
     random_map: (batch, rng) -> batch on the whole *global* batch before it is
@@ -191,6 +247,7 @@ def array_batches(
     batch_size=batch_size,
     seed=seed,
     shuffle=shuffle,
+    window=window,
     num_epochs=num_epochs,
     remainder=remainder,
     process_index=0 if whole else process_index,

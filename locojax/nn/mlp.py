@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from locojax.core import checks
+
 Activation = Callable[[jax.Array], jax.Array]
+NORMALIZATIONS = (None, "layer", "weight", "batch")
 
 
 def glorot_bias(key: jax.Array, shape: Sequence[int], dtype=jnp.float32):
@@ -18,14 +21,57 @@ def glorot_bias(key: jax.Array, shape: Sequence[int], dtype=jnp.float32):
   return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+class WeightNormDense(nn.Module):
+  """A dense layer whose columns have a length of their own.
+
+  `y = x (scale v / |v|) + bias`, `|v|` over the inputs of each output
+  (Salimans and Kingma 2016, equation 2, arXiv 1602.07868).
+
+  Attributes:
+    features: size of the output.
+    dtype: dtype of the product; None follows the input.
+    kernel_init, bias_init: initialisers of `v` and of the bias; `scale` starts
+      as the lengths of `v`, so the layer starts as a plain dense one.
+    eps: added to `|v|^2`.
+  """
+
+  features: int
+  dtype: Any = None
+  kernel_init: Any = nn.initializers.lecun_normal()
+  bias_init: Any = nn.initializers.zeros_init()
+  eps: float = 1e-12
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """`[..., din]` to `[..., features]`."""
+    shape = (x.shape[-1], self.features)
+    v = self.param("kernel", self.kernel_init, shape)
+    length = jnp.sqrt(jnp.sum(jnp.square(v), axis=0) + self.eps)
+    scale = self.param("scale", lambda _: length)
+    bias = self.param("bias", self.bias_init, (self.features,))
+    kernel = v * (scale / length)
+    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    return x @ kernel + bias
+
+
 class MLP(nn.Module):
   """Dense layers `layer_0`, `layer_1`, ... with an activation between them.
 
+  Each layer but the last is followed by normalisation, activation, dropout, in
+  this order, where asked for.
+
   Attributes:
     features: sizes of the layers' outputs; the last one has no activation.
-    activation: elementwise function after each layer but the last.
+    activation: elementwise function after each layer but the last. A linen
+      module is copied for each layer (`activation_0`, ...), so that each has
+      parameters of its own.
     dtype: dtype of the computation; None follows the input.
     kernel_init, bias_init: initialisers of each layer.
+    normalization: of the hidden layers before the activation: None, `layer`
+      (LayerNorm `norm_i`), `weight` (`WeightNormDense`), or `batch` (BatchNorm
+      `norm_i`, with running means in the collection `batch_stats`).
+    dropout_rate: share of hidden units dropped in training; takes the stream
+      `dropout` of PRNG keys.
   """
 
   features: Sequence[int]
@@ -33,20 +79,57 @@ class MLP(nn.Module):
   dtype: Any = None
   kernel_init: Any = nn.initializers.lecun_normal()
   bias_init: Any = nn.initializers.zeros_init()
+  normalization: str | None = None
+  dropout_rate: float = 0.0
+
+  def _layer(self, i: int) -> nn.Module:
+    hidden = i < len(self.features) - 1
+    weight_norm = hidden and self.normalization == "weight"
+    return (WeightNormDense if weight_norm else nn.Dense)(
+      self.features[i],
+      dtype=self.dtype,
+      kernel_init=self.kernel_init,
+      bias_init=self.bias_init,
+      name=f"layer_{i}",
+    )
+
+  def _normalize(self, x, i: int, train: bool, mask) -> jax.Array:
+    """Statistics in float32 (flax does so), result in the dtype of `x`."""
+    if self.normalization == "layer":
+      return nn.LayerNorm(dtype=self.dtype, name=f"norm_{i}")(x)
+    if self.normalization == "batch":
+      keep = None if mask is None else (mask != 0)[..., None]
+      norm = nn.BatchNorm(momentum=0.9, dtype=self.dtype, name=f"norm_{i}")
+      return norm(x, use_running_average=not train, mask=keep)
+    return x
+
+  def _activate(self, x: jax.Array, i: int) -> jax.Array:
+    if isinstance(self.activation, nn.Module):
+      return self.activation.copy(name=f"activation_{i}")(x)
+    return self.activation(x)
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """`[..., din]` to `[..., features[-1]]`."""
-    for i, size in enumerate(self.features):
-      x = nn.Dense(
-        size,
-        dtype=self.dtype,
-        kernel_init=self.kernel_init,
-        bias_init=self.bias_init,
-        name=f"layer_{i}",
-      )(x)
+  def __call__(
+    self, x: jax.Array, *, train: bool = False, mask: jax.Array | None = None
+  ) -> jax.Array:
+    """The stack.
+
+    Args:
+      x: `[..., din]`.
+      train: use dropout, and the statistics of the batch in BatchNorm.
+      mask: `[...]`, zero for the examples that BatchNorm is to ignore.
+
+    Returns:
+      `[..., features[-1]]`.
+    """
+    checks.one_of("normalization", self.normalization, NORMALIZATIONS)
+    checks.in_range("dropout_rate", self.dropout_rate, 0.0, 1.0)
+    for i in range(len(self.features)):
+      x = self._layer(i)(x)
       if i < len(self.features) - 1:
-        x = self.activation(x)
+        x = self._activate(self._normalize(x, i, train, mask), i)
+        if self.dropout_rate:
+          x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
     return x
 
 

@@ -215,3 +215,63 @@ def test_padded_batches_map_and_refuse_a_mask():
     next(pipeline.padded_batches({"mask": np.ones(3)}, 2))
   with pytest.raises(ValueError, match="batch_size=0"):
     pipeline.padded_batches(ARRAYS, 0)
+
+
+@pytest.mark.parametrize("window", [0.5, 1, 2, 7.5, 100, 5000])
+def test_a_windowed_shuffle_moves_each_row_less_than_the_window(window):
+  order = pipeline.windowed_permutation(1000, window=window, seed=3, epoch=1)
+  assert sorted(order) == list(range(1000)) and order.dtype == np.int64
+  moved = np.abs(order - np.arange(1000))
+  assert moved.max() < window
+  if 2 < window < 1000:
+    assert moved.max() > window / 2
+  again = pipeline.windowed_permutation(1000, window=window, seed=3, epoch=1)
+  np.testing.assert_array_equal(order, again)
+  if window >= 2:
+    for other in ({"seed": 4, "epoch": 1}, {"seed": 3, "epoch": 2}):
+      rows = pipeline.windowed_permutation(1000, window=window, **other)
+      assert (rows != order).any()
+
+
+def test_the_ends_of_the_window_are_identity_and_full_shuffle():
+  make = lambda w: pipeline.windowed_permutation(N, window=w, seed=3, epoch=1)
+  full = pipeline.epoch_permutation(N, seed=3, epoch=1)
+  np.testing.assert_array_equal(make(0), np.arange(N))
+  np.testing.assert_array_equal(make(None), full)
+  np.testing.assert_array_equal(make("full"), full)
+
+
+@pytest.mark.parametrize("make", ["index_batches", "array_batches"])
+def test_batches_in_the_order_of_a_window(make):
+  def rows(start=0, **settings):
+    settings = {"batch_size": B, "seed": 3, "remainder": "carry", **settings}
+    settings["num_epochs"] = 4
+    if make == "index_batches":
+      found = pipeline.index_batches(N, **settings)(start)
+    else:
+      found = (
+        b["x"] for b in pipeline.array_batches(ARRAYS, **settings)(start)
+      )
+    return np.concatenate(list(found))
+
+  expected = [
+    pipeline.windowed_permutation(N, window=3, seed=3, epoch=e)
+    for e in range(4)
+  ]
+  np.testing.assert_array_equal(rows(window=3), np.concatenate(expected))
+  np.testing.assert_array_equal(rows(2, window=3), rows(window=3)[2 * B :])
+  np.testing.assert_array_equal(rows(window="full"), rows())
+  np.testing.assert_array_equal(rows(window=0), rows(shuffle=False))
+
+
+@pytest.mark.parametrize(
+  "setting, message",
+  [
+    ({"window": -1}, "window=-1"),
+    ({"window": "wide"}, "window='wide'.*'full'"),
+    ({"window": 3, "shuffle": False}, "window=3.*shuffle=False"),
+  ],
+)
+def test_bad_windows(setting, message):
+  with pytest.raises(ValueError, match=message):
+    _fast(**setting)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from locojax.core import trees
 from locojax.nn import mlp
@@ -104,3 +105,116 @@ def test_bfloat16_computes_in_it_and_keeps_float32_parameters():
   }
   out = model.apply({"params": params}, jnp.ones((2, 12)))
   assert out.dtype == jnp.bfloat16 and out.shape == (2, 12)
+
+
+def _variables(model, x, **kwargs):
+  keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+  return model.init(keys, x, **kwargs)
+
+
+@pytest.mark.parametrize("normalization", mlp.NORMALIZATIONS)
+def test_hidden_layers_are_normalised_before_the_activation(normalization):
+  model = mlp.MLP((16, 1), normalization=normalization)
+  x = 7 * jax.random.normal(jax.random.key(2), (32, 6))
+  variables = _variables(model, x)
+  seen = []
+
+  def relu(y):
+    seen.append(y)
+    return jax.nn.relu(y)
+
+  model.clone(activation=relu).apply(
+    variables, x, train=True, mutable="batch_stats"
+  )
+  before = variables["params"]["layer_0"]["kernel"]
+  if normalization in ("layer", "batch"):
+    axis = -1 if normalization == "layer" else 0
+    np.testing.assert_allclose(jnp.mean(seen[0], axis), 0, atol=1e-4)
+    np.testing.assert_allclose(jnp.std(seen[0], axis), 1, atol=1e-3)
+  else:
+    np.testing.assert_allclose(seen[0], x @ before, rtol=1e-4, atol=1e-5)
+  assert set(variables) == (
+    {"params", "batch_stats"} if normalization == "batch" else {"params"}
+  )
+  assert set(variables["params"]["layer_1"]) == {"kernel", "bias"}
+
+
+def test_weight_norm_ignores_the_length_of_its_kernel():
+  layer = mlp.WeightNormDense(5)
+  x = jax.random.normal(jax.random.key(0), (3, 4))
+  params = layer.init(jax.random.key(1), x)["params"]
+  longer = {**params, "kernel": 3.0 * params["kernel"]}
+  out = layer.apply({"params": params}, x)
+  np.testing.assert_allclose(layer.apply({"params": longer}, x), out, rtol=1e-5)
+  doubled = {**params, "scale": 2.0 * params["scale"]}
+  np.testing.assert_allclose(
+    layer.apply({"params": doubled}, x), 2 * out, rtol=1e-5
+  )
+  gradient = jax.grad(lambda p: jnp.sum(layer.apply({"params": p}, x) ** 2))(
+    params
+  )["kernel"]
+  along = jnp.sum(gradient * params["kernel"], axis=0)
+  np.testing.assert_allclose(along, 0, atol=1e-4)
+
+
+def test_batch_norm_ignores_masked_examples():
+  model = mlp.MLP((8, 2), normalization="batch")
+  x = jax.random.normal(jax.random.key(0), (6, 4))
+  variables = _variables(model, x)
+  run = lambda x, mask: model.apply(
+    variables, x, train=True, mask=mask, mutable="batch_stats"
+  )
+  mask = jnp.array([1.0, 1, 1, 1, 0, 0])
+  out, state = run(x.at[4:].set(1e3), mask)
+  expected, expected_state = run(x[:4], None)
+  np.testing.assert_allclose(out[:4], expected, rtol=1e-5, atol=1e-6)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+    state,
+    expected_state,
+  )
+
+
+def test_dropout_takes_a_key_and_rests_outside_training():
+  model = mlp.MLP((64, 3), dropout_rate=0.5)
+  x = jnp.ones((4, 5))
+  variables = _variables(model, x)
+  run = lambda seed, train: model.apply(
+    variables, x, train=train, rngs={"dropout": jax.random.key(seed)}
+  )
+  np.testing.assert_array_equal(run(0, False), run(1, False))
+  np.testing.assert_array_equal(run(0, True), run(0, True))
+  assert not np.array_equal(run(0, True), run(1, True))
+
+
+class _Shift(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return x + self.param("shift", nn.initializers.ones, x.shape[-1:])
+
+
+def test_a_module_as_activation_has_parameters_in_each_layer():
+  model = mlp.MLP((4, 3, 2), activation=_Shift())
+  x = jnp.ones((2, 5))
+  params = _variables(model, x)["params"]
+  assert params["activation_0"]["shift"].shape == (4,)
+  assert params["activation_1"]["shift"].shape == (3,)
+  shift = params["activation_1"]["shift"]
+  moved = {**params, "activation_1": {"shift": shift + 1}}
+  first, second = (model.apply({"params": p}, x) for p in (params, moved))
+  last = params["layer_2"]["kernel"]
+  np.testing.assert_allclose(
+    second - first, np.tile(jnp.sum(last, 0), (2, 1)), rtol=1e-4, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  ("wrong", "words"),
+  [
+    ({"normalization": "leyer"}, "did you mean 'layer'"),
+    ({"dropout_rate": 1.5}, "dropout_rate=1.5"),
+  ],
+)
+def test_bad_settings_are_named(wrong, words):
+  with pytest.raises(ValueError, match=words):
+    _variables(mlp.MLP((4, 2), **wrong), jnp.ones((2, 3)))

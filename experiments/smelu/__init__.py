@@ -1,0 +1,1 @@
+"""SmeLU: smooth activations and reproducibility."""

@@ -1,0 +1,313 @@
+"""Prediction difference against loss, by activation and source of randomness.
+
+`build` makes one point: a setting (activation, ensemble, warm start) under a
+condition (what varies between replicas, how far the data are shuffled). `run`
+tunes the learning rate of each activation on validation loss, trains the
+replicas of all points, keeps what they predict, and writes table and figure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.common import stages
+from experiments.smelu import plane, tasks
+from locojax.core import checks, types
+from locojax.data import pipeline
+from locojax.train import (
+  distributed,
+  experiment,
+  optimizers,
+  replicas,
+  steps,
+)
+
+Experiment = experiment.Experiment
+PREDICTIONS = "predictions.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """`relu`, `smelu:0.5`, `relu*3` (ensembles of 3), `relu+warm`.
+
+  Attributes:
+    activation: a name of the activations.
+    ensemble: models whose mean prediction counts as one.
+    warm: whether the replicas go on from one trained model.
+  """
+
+  activation: str
+  ensemble: int = 1
+  warm: bool = False
+
+
+def parse_setting(text: str) -> Setting:
+  """A setting from its text.
+
+  Raises:
+    ValueError: it cannot be read.
+  """
+  name, plus, warm = text.partition("+")
+  name, times, number = name.partition("*")
+  if (plus and warm != "warm") or (times and not number.isdigit()):
+    raise ValueError(
+      f"setting={text!r} is not allowed: it must be an activation, with '*k' "
+      "behind it for ensembles of k, or '+warm' for a warm start."
+    )
+  ensemble = checks.positive_int("ensemble", int(number or 1))
+  return Setting(name, ensemble, bool(plus))
+
+
+def _task(config, activation: str) -> tasks.Task:
+  task = tasks.make(dict(config.data), dict(config.model), activation)
+  return tasks.validation(task, config.validation) if config.tuning else task
+
+
+def _condition(config) -> dict[str, Any]:
+  table = {k: dict(v) for k, v in config.conditions.items()}
+  return checks.lookup("condition", config.condition, table)
+
+
+def _rate(config, activation: str) -> float:
+  """The learning rate: the config's, else the tuned one of the activation."""
+  if config.learning_rate:
+    return config.learning_rate
+  found = dict(config.tuned).get(activation.replace(".", "_"))
+  if found is None:
+    raise ValueError(
+      f"config.learning_rate=0 is not allowed for {activation!r}, which "
+      "config.tuned does not have: give a rate, or let `run` tune one."
+    )
+  return found
+
+
+def build(config, warm: types.PyTree | None = None) -> Experiment:
+  """The replicas of one point: `config.setting` under `config.condition`.
+
+  Args:
+    config: of `configs/plane.py`.
+    warm: parameters that all replicas start from, for a warm start.
+  """
+  setting = parse_setting(config.setting)
+  task = _task(config, setting.activation)
+  plain = _plain(config, setting, task, warm)
+  count = config.num_replicas * setting.ensemble
+  if count == 1:
+    return plain
+  condition = _condition(config)
+  return replicas.from_experiment(
+    plain,
+    num_replicas=count,
+    vary=tuple(condition["vary"]),
+    batches=_batches(config, task, condition["window"]),
+    order_seed=config.seed,
+    rounding_ulps=config.rounding_ulps,
+    num_classes=task.num_classes or None,
+  )
+
+
+def _num_steps(config, task: tasks.Task) -> int:
+  if not task.train:
+    return config.num_steps
+  num = len(task.train["label"])
+  return config.num_epochs * pipeline.steps_per_epoch(num, config.batch_size)
+
+
+def _plain(config, setting, task: tasks.Task, warm) -> Experiment:
+  """One model."""
+  num_steps = _num_steps(config, task)
+  tx = optimizers.make(
+    config.optimizer,
+    learning_rate=_rate(config, setting.activation),
+    **dict(config.optimizer_options),
+  )
+
+  def init(key):
+    init_key, run_key = jax.random.split(key)
+    params, model_state = task.init(init_key)
+    params = params if warm is None else warm
+    return steps.init_state(params, tx, key=run_key, model_state=model_state)
+
+  seeded = _batches(config, task, _condition(config)["window"])
+  return Experiment(
+    init=init,
+    step=steps.from_loss(task.loss, tx),
+    batches=seeded(config.seed) if task.train else lambda start: iter(()),
+    num_steps=num_steps,
+    batch_shapes=task.batch_shapes(config.batch_size),
+    rules=task.rules,
+    examples_per_step=config.batch_size,
+  )
+
+
+def _batches(config, task: tasks.Task, window) -> Callable | None:
+  """`seed -> start -> batches`, shuffled within the window."""
+  if not task.train:
+    return None
+  return lambda seed: pipeline.array_batches(
+    task.train,
+    batch_size=config.batch_size,
+    seed=seed,
+    window=window,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+
+
+def _at(config, **changes):
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.update(changes)
+  return config
+
+
+def _say(text: str) -> None:
+  if distributed.is_main():
+    print(text, flush=True)
+
+
+def _fit(config, folder: pathlib.Path, warm=None) -> types.TrainState:
+  """Trains a point, or finds it trained; its final state."""
+  made = build(config, warm)
+  return stages.fit(
+    made,
+    config,
+    folder,
+    log_every=max(1, made.num_steps // 4),
+    save_every=made.num_steps,
+    keep=1,
+  )
+
+
+def _predictions(config, state, task: tasks.Task) -> np.ndarray:
+  """`[models, N]` or `[models, N, K]` on the test set."""
+  batches = pipeline.padded_batches(
+    {k: v for k, v in task.test.items() if k != "label"},
+    batch_size=config.eval_batch_size,
+  )
+  if state.key.ndim == 0:
+    run = jax.jit(task.predict)
+    keep = lambda batch: np.asarray(batch["mask"]) != 0
+    parts = [
+      np.asarray(run(state.params, state.model_state, b))[keep(b)]
+      for b in batches
+    ]
+    return np.concatenate(parts)[None]
+  out = replicas.predictor(
+    lambda s, b: task.predict(s.params, s.model_state, b)
+  )(state, batches)
+  if "labels" in _condition(config)["vary"]:
+    orders = replicas.label_permutations(state, num_classes=task.num_classes)
+    out = replicas.unpermute(out, orders)
+  return out
+
+
+def _predicted(config, folder: pathlib.Path, warm=None) -> np.ndarray:
+  """The predictions of a point: from its file, else after training it."""
+  path = folder / PREDICTIONS
+  if not path.exists():
+    state = _fit(config, folder, warm)
+    task = _task(config, parse_setting(config.setting).activation)
+    found = _predictions(config, state, task)
+    if distributed.is_main():
+      arrays = {"replicas": found, "labels": task.test["label"]}
+      if "query" in task.extra:
+        arrays["query_ids"] = task.extra["query"]
+      partial = folder / f".{PREDICTIONS}.partial.npz"
+      np.savez(partial, **arrays)
+      partial.replace(path)
+    distributed.sync("predictions")
+  with np.load(path) as found:
+    return found["replicas"]
+
+
+def _loss(preds: np.ndarray, labels: np.ndarray) -> float:
+  return float(plane.log_losses(preds, labels).mean())
+
+
+def _tune(config, workdir: pathlib.Path, activation: str) -> float:
+  """The learning rate with the least validation loss of a single model."""
+  found = {}
+  for rate in config.learning_rates:
+    one = _at(
+      config,
+      setting=activation,
+      condition=config.tuning_condition,
+      num_replicas=1,
+      learning_rate=rate,
+      tuning=True,
+    )
+    folder = workdir / "tuning" / plane.folder_name(activation) / f"{rate:g}"
+    preds = _predicted(one, folder)
+    loss = _loss(preds, _task(one, activation).test["label"])
+    found[rate] = loss if np.isfinite(loss) else np.inf
+  best = min(found, key=found.get)
+  _say(f"  {activation}: learning rate {best:g} of {found}")
+  return best
+
+
+def _tuned(config, workdir: pathlib.Path) -> dict[str, float]:
+  path = workdir / "learning_rates.json"
+  known = json.loads(path.read_text()) if path.exists() else {}
+  names = [parse_setting(s).activation for s in plane.settings(config)]
+  for name in dict.fromkeys(names):
+    if name not in known:
+      known[name] = config.learning_rate or _tune(config, workdir, name)
+  if distributed.is_main():
+    path.write_text(json.dumps(known, indent=2) + "\n")
+  return known
+
+
+def _warm_params(config, workdir: pathlib.Path):
+  """Parameters of one model trained on the same data, for warm starts."""
+  one = _at(config, num_replicas=1, setting=_cold(config.setting))
+  folder = workdir / "warm" / plane.folder_name(one.setting)
+  return _fit(one, folder).params
+
+
+def _cold(setting: str) -> str:
+  return setting.partition("+")[0].partition("*")[0]
+
+
+def _point(config, workdir: pathlib.Path) -> None:
+  """Trains one point and keeps its predictions."""
+  folder = plane.folder(workdir, config.condition, config.setting)
+  warm = None
+  if parse_setting(config.setting).warm and not (folder / PREDICTIONS).exists():
+    warm = _warm_params(config, workdir)
+  _predicted(config, folder, warm)
+
+
+def run(config, workdir: str) -> dict[str, Any]:
+  """All points of `config.grid`, then table and figure; resumes.
+
+  Returns:
+    The rows of the table and the paths of what was written.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  workdir.mkdir(parents=True, exist_ok=True)
+  rates = _tuned(config, workdir)
+  points = plane.points(config)
+  for i, (condition, setting) in enumerate(points):
+    _say(f"[{i + 1}/{len(points)}] {condition}, {setting}")
+    rate = rates[parse_setting(setting).activation]
+    one = _at(
+      config, condition=condition, setting=setting, learning_rate=float(rate)
+    )
+    _point(one, workdir)
+  out = plane.write(config, workdir, rates)
+  _say(f"\n{out['markdown']}\n\ntable:  {out['table']}")
+  _say(f"figure: {out['figure']}")
+  return out
+
+
+def evaluate(config, workdir: str) -> Mapping[str, Any]:
+  """The rows of the table of a finished folder, from its predictions."""
+  return {"rows": plane.rows(config, pathlib.Path(workdir), {})}
