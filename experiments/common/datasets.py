@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import pathlib
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 
@@ -21,6 +22,7 @@ from locojax.data import sources, tfds_dirs
 
 Split = dict[str, np.ndarray]
 SPLITS = ("train", "test")
+_ID = re.compile(rb"[a-z]+_(\d+)")
 _log = logging.getLogger(__name__)
 
 
@@ -43,10 +45,13 @@ def load(
 
   Returns:
     Split name -> `image` uint8 `[n, height, width, channels]` in 0..255 and
-    `label` int32 `[n]`.
+    `label` int32 `[n]`. Where tfds gives each example an `id` (`cifar10`), also
+    `index` int32 `[n]`: its place in the published order, which tfds shuffles.
+    `cifar10_n` has the labels of its human annotators too.
 
   Raises:
-    ValueError: an unknown name or split; the known ones are listed.
+    ValueError: an unknown name or split (the known ones are listed), or a set
+      prepared without one of these features.
     FileNotFoundError: the data set is not there; says how to get it.
   """
   reader = checks.lookup("name", name, DATASETS)
@@ -78,26 +83,61 @@ def _digits(split: str, data_dir, cache_dir) -> Split:
   return {"image": images[..., None], "label": raw.target[rows].astype("int32")}
 
 
-def _tfds(name: str) -> Callable[..., Split]:
+def _tfds(name: str, *more: str) -> Callable[..., Split]:
+  """A reader of `image`, `label`, and `more`: `index` or other integers."""
+  names = ("image", "label", *more)
+
   def read(split, data_dir, cache_dir):
     directory = tfds_dirs.find(name, data_dir=data_dir)
 
     def decode():
-      source = sources.TfdsSource(directory, split)
-      arrays = sources.as_arrays(source)
-      label = arrays["label"].astype(np.int32)
-      return {"image": arrays["image"], "label": label}
+      arrays = sources.as_arrays(sources.TfdsSource(directory, split))
+      return {n: _column(arrays, n, directory) for n in names}
 
-    return _cached(_cache_path(cache_dir, name, split, directory), decode)
+    path = _cache_path(cache_dir, name, split, directory)
+    return _cached(path, decode, names)
 
   return read
 
 
+def _column(arrays: Split, name: str, directory: pathlib.Path) -> np.ndarray:
+  key = "id" if name == "index" else name
+  if key not in arrays:
+    raise ValueError(
+      f"the data set in {directory} has no feature {key!r}, only "
+      f"{', '.join(map(repr, arrays))}. Prepare a newer version of it."
+    )
+  if key == "id":
+    return _index(arrays["id"], directory)
+  return arrays[name] if name == "image" else arrays[name].astype(np.int32)
+
+
+def _index(ids: np.ndarray, directory: pathlib.Path) -> np.ndarray:
+  """`train_00042` -> 42, int32."""
+  found = [_ID.fullmatch(i) for i in ids]
+  if not all(found):
+    bad = ids[found.index(None)]
+    raise ValueError(
+      f"the data set in {directory} has the id {bad!r}; an id must be as "
+      "b'train_00042'."
+    )
+  return np.array([int(m[1]) for m in found], np.int32)
+
+
+# As tfds names them.
+CIFAR10_N_LABELS = (
+  "aggre_label",
+  "worse_label",
+  "random_label1",
+  "random_label2",
+  "random_label3",
+)
 DATASETS: dict[str, Callable[..., Split]] = {
   "digits": _digits,
   "mnist": _tfds("mnist"),
   "fashion_mnist": _tfds("fashion_mnist"),
-  "cifar10": _tfds("cifar10"),
+  "cifar10": _tfds("cifar10", "index"),
+  "cifar10_n": _tfds("cifar10_n", "index", *CIFAR10_N_LABELS),
 }
 
 
@@ -114,8 +154,10 @@ def _cache_path(cache_dir, name, split, directory) -> pathlib.Path:
   return cache_dir / f"{name}-{directory.name}-{split}-{digest}.npz"
 
 
-def _cached(path: pathlib.Path, decode: Callable[[], Split]) -> Split:
-  found = _read_cache(path)
+def _cached(
+  path: pathlib.Path, decode: Callable[[], Split], names: Sequence[str]
+) -> Split:
+  found = _read_cache(path, names)
   if found is not None:
     return found
   arrays = decode()
@@ -126,14 +168,14 @@ def _cached(path: pathlib.Path, decode: Callable[[], Split]) -> Split:
   return arrays
 
 
-def _read_cache(path: pathlib.Path) -> Split | None:
+def _read_cache(path: pathlib.Path, names: Sequence[str]) -> Split | None:
   if not path.is_file():
     return None
   try:
     with np.load(path, allow_pickle=False) as f:
-      return {"image": f["image"], "label": f["label"]}
+      return {name: f[name] for name in names}
   except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as e:
-    _log.warning("the cache file %s is damaged (%s): made anew", path, e)
+    _log.warning("the cache file %s cannot be used (%s): made anew", path, e)
     return None
 
 

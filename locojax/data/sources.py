@@ -511,7 +511,7 @@ def _fill(source, out, start: int, chunk: int) -> None:
           f"example {i} has {name!r} of shape {value.shape} and example 0 of "
           f"{array.shape[1:]}: they must be equal to be stacked."
         )
-      array[i] = value
+      array[i] = value[()]  # Text itself, not an array around it.
 
 
 def _getitems(source: Source, indices: Sequence[int]) -> list[Example]:

@@ -61,6 +61,7 @@ def test_as_arrays_keeps_order(num_threads, chunk):
   np.testing.assert_array_equal(out["x"], np.arange(10)[:, None] * [1, 1])
   assert out["x"].dtype == np.int16
   assert out["s"].tolist() == [f"t{i}" for i in range(10)]
+  assert {type(s) for s in out["s"]} == {str}
 
 
 def test_as_arrays_names_what_differs():

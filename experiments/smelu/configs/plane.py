@@ -80,7 +80,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
   }
   config.optimizer = "adagrad"
   config.optimizer_options = {"initial_accumulator_value": 0.1}
-  config.learning_rates = (0.02, 0.05, 0.1)
+  config.learning_rates = (0.05, 0.1, 0.2, 0.4)
   config.learning_rate = 0.0
   config.tuned = {}
   config.tuning, config.validation = False, 0.1
