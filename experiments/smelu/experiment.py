@@ -311,3 +311,19 @@ def run(config, workdir: str) -> dict[str, Any]:
 def evaluate(config, workdir: str) -> Mapping[str, Any]:
   """The rows of the table of a finished folder, from its predictions."""
   return {"rows": plane.rows(config, pathlib.Path(workdir), {})}
+
+
+def predict(config, folder: str | pathlib.Path) -> None:
+  """Writes what the final checkpoint of a run folder predicts, beside it.
+
+  Args:
+    config: that of the folder, as in its `config.json`.
+    folder: of a finished run.
+
+  Raises:
+    ValueError: the run is not finished.
+  """
+  folder = pathlib.Path(folder).absolute()
+  if not (folder / "result.json").exists():
+    raise ValueError(f"{folder} has no result.json: its run is not finished.")
+  _predicted(config, folder)

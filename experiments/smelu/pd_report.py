@@ -11,7 +11,9 @@ Each PRED is what one model predicted for the same examples, in the same order:
   `predictions`, stands for M models;
 * `.csv`: one column of probabilities, or one for each class; with a header,
   columns named `label`, `weight` and `query_id` are what they say;
-* a folder, such as one of a run, with a `predictions.npz` in it.
+* a folder with a `predictions.npz` in it;
+* a run folder with a checkpoint, if the module that its config names in
+  `experiment` has a function `predict(config, folder)`, which writes that file.
 
 Labels, weights and queries of several files must be the same. The report gives
 every quantity with two intervals: over examples (bootstrap; whole queries if
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import json
 import math
 import pathlib
@@ -31,6 +34,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
 from locojax.core import checks
@@ -108,10 +112,29 @@ def _numbers(path, name: str, column: np.ndarray) -> np.ndarray:
     raise ValueError(f"{path}: column {name!r}: {error}.") from error
 
 
+def _predictions_of(folder: pathlib.Path) -> pathlib.Path:
+  """The predictions in a folder, made from its checkpoint if need be."""
+  path = folder / "predictions.npz"
+  if path.exists() or not (folder / "config.json").exists():
+    return path
+  config = ml_collections.ConfigDict(
+    json.loads((folder / "config.json").read_text())
+  )
+  name = config.get("experiment", "")
+  predict = getattr(importlib.import_module(name), "predict", None)
+  if predict is None:
+    raise ValueError(
+      f"{folder} has no predictions.npz, and {name!r} has no function "
+      "`predict(config, folder)` that would make it from the checkpoint."
+    )
+  predict(config, folder)
+  return path
+
+
 def _read(path: pathlib.Path, alone: str) -> dict[str, np.ndarray]:
   """The arrays of a file; a lone array goes by the name `alone`."""
   if path.is_dir():
-    path = path / "predictions.npz"
+    path = _predictions_of(path)
   if not path.exists():
     raise ValueError(f"{path} does not exist.")
   checks.one_of(f"suffix of {path}", path.suffix, (".npy", ".npz", ".csv"))

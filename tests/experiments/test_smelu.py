@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -62,6 +63,22 @@ def test_predictions_are_what_the_report_command_reads(finished, capsys):
   folder, _, _ = finished
   pd_report.main([str(plane.folder(folder, "init_only", "relu"))])
   assert "relative PD, pairwise" in capsys.readouterr().out
+
+
+def test_a_checkpoint_does_as_well_as_its_predictions(finished, tmp_path):
+  folder, _, _ = finished
+  source = plane.folder(folder, "init_only", "relu")
+  copy = tmp_path / "run"
+  shutil.copytree(source, copy)
+  (copy / "predictions.npz").unlink()
+  models, extras = pd_report.load_models(copy)
+  with np.load(source / "predictions.npz") as f:
+    np.testing.assert_array_equal(np.stack(models), f["replicas"])
+    np.testing.assert_array_equal(extras["labels"], f["labels"])
+  (copy / "predictions.npz").unlink()
+  (copy / "result.json").unlink()
+  with pytest.raises(ValueError, match="not finished"):
+    pd_report.load_models(copy)
 
 
 def test_ensembles_hold_all_their_members(finished):

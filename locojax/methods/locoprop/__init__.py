@@ -5,6 +5,8 @@ Optimization", AISTATS 2022, arXiv 2106.06199.
 """
 
 from locojax.methods.locoprop import matching as matching_losses
+from locojax.methods.locoprop.arguments import find_layers
+from locojax.methods.locoprop.chain import verify_chain
 from locojax.methods.locoprop.describe import (
   describe,
   diagnose,
@@ -19,23 +21,18 @@ from locojax.methods.locoprop.taps import (
   layer_paths,
   tap,
 )
+from locojax.methods.locoprop.targets import LocalOptions, target_outside
 from locojax.methods.locoprop.transform import (
   INNER,
   LocoPropState,
   constant_local,
-  find_layers,
   linear_floor,
   linear_warmup_decay,
   locoprop,
   make_step,
   notebook_rmsprop,
 )
-from locojax.methods.locoprop.update import (
-  LocalOptions,
-  exact_squared_update,
-  local_solve,
-  target_outside,
-)
+from locojax.methods.locoprop.update import exact_squared_update, local_solve
 
 __all__ = [
   "INNER",
@@ -61,5 +58,6 @@ __all__ = [
   "notebook_rmsprop",
   "tap",
   "target_outside",
+  "verify_chain",
   "verify_transfers",
 ]

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from locojax.core import trees, types
-from locojax.methods.locoprop import matching, taps, transform, update
+from locojax.methods.locoprop import (
+  arguments,
+  chain,
+  matching,
+  rows,
+  taps,
+  targets,
+)
 
 
 def describe(
@@ -43,7 +50,7 @@ def describe(
         records[0].kind,
         transfer,
         str(len(records)),
-        str(sum(update.num_rows(r) for r in records)),
+        str(sum(rows.count(r) for r in records)),
         str(trees.num_params(taps.subtree(params, path))),
         f"{trees.num_bytes(records) / 2**20:.2f}",
       )
@@ -53,7 +60,7 @@ def describe(
   rest = [
     path
     for path in trees.flatten(params)
-    if not transform.in_layers(path, covered)
+    if not arguments.in_layers(path, covered)
   ]
   if rest:
     text += ["", "left to the fallback:", *(f"  {path}" for path in rest)]
@@ -100,12 +107,7 @@ def verify_transfers(
 
 
 def _feeds(record, loss: matching.MatchingLoss, inputs) -> bool:
-  response = loss.transfer(record.preact)
-  return any(
-    x.shape == response.shape
-    and bool(jnp.allclose(x, response, rtol=1e-5, atol=1e-6))
-    for x in inputs
-  )
+  return any(chain.hands_on(record, loss, x) for x in inputs)
 
 
 def diagnose(
@@ -146,7 +148,7 @@ def diagnose(
       "update_norm": _dot(delta, delta) ** 0.5,
       "cosine": -_cosine(delta, grad),
       "outside": jnp.mean(
-        jnp.stack([update.target_outside(r, name, gamma) for r in records])
+        jnp.stack([targets.target_outside(r, name, gamma) for r in records])
       ),
     }
   return out

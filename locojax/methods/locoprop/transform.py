@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,10 +9,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import errors
 
 from locojax.core import checks, metrics, trees, types
-from locojax.methods.locoprop import matching, taps, update
+from locojax.methods.locoprop import (
+  arguments,
+  chain,
+  matching,
+  rows,
+  stacking,
+  taps,
+  targets,
+  update,
+)
 
 Schedule = Callable[[Any], Any]
 
@@ -78,176 +85,6 @@ def linear_warmup_decay(
   )
 
 
-def _layer_of(path: str) -> tuple[str, str]:
-  head, _, tail = path.rpartition("/")
-  return head, tail
-
-
-def find_layers(params: types.PyTree) -> tuple[str, ...]:
-  """Paths of the subtrees that look like an affine layer.
-
-  These hold a `kernel` or an `embedding`, maybe a `bias`, and nothing else:
-  what all stock flax layers of `taps.LAYERS` make.
-  """
-  leaves: dict[str, set[str]] = {}
-  for path in trees.flatten(params):
-    head, tail = _layer_of(path)
-    leaves.setdefault(head, set()).add(tail)
-  shapes = ({"kernel"}, {"kernel", "bias"}, {"embedding"})
-  return tuple(head for head, names in leaves.items() if names in shapes)
-
-
-def in_layers(path: str, layers: Sequence[str]) -> bool:
-  """Whether a leaf belongs to one of the layers."""
-  return any(
-    layer == "" or path == layer or path.startswith(layer + "/")
-    for layer in layers
-  )
-
-
-def _first_match(path: str, rules: Mapping[str, Any], name: str) -> Any:
-  for pattern, value in rules.items():
-    if trees.matches(path, pattern):
-      return value
-  raise ValueError(
-    f"layer {path!r} has no entry in {name}={dict(rules)!r}: add a pattern "
-    "that matches it, or leave the layer out with `layers`."
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-  """The checked arguments of `locoprop`."""
-
-  learning_rate: Any
-  inner: Callable[..., optax.GradientTransformation]
-  gamma: Any
-  num_local_iters: int
-  local_schedule: Callable[[jax.Array, int], jax.Array]
-  reg: Any
-  local_reduction: str
-  solver: str
-  persist_inner_state: bool
-  average: bool
-  transfers: Mapping[str, Any] | None
-  layers: tuple[str, ...] | None
-  allow_nonconvex: bool
-  options: update.LocalOptions
-
-  def covered(self, params) -> tuple[str, ...]:
-    """Paths of the layers this transformation updates itself."""
-    if self.layers is not None:
-      for path in self.layers:
-        taps.subtree(params, path)
-      return self.layers
-    found = find_layers(params)
-    if self.transfers is None or self.options.variant == "squared":
-      return found
-    return tuple(p for p in found if trees.matches(p, self.transfers))
-
-  def transfer(self, records: list[taps.LayerRecord]) -> matching.MatchingLoss:
-    """The transfer function of a layer, from the rules or the layer itself."""
-    own, path = records[0].transfer, records[0].path
-    if self.transfers is None:
-      return matching.get(own or "linear")
-    loss = matching.get(_first_match(path, self.transfers, "transfers"))
-    if own is not None and own != loss.name:
-      raise ValueError(
-        f"transfers gives {loss.name!r} for the layer {path!r}, which itself "
-        f"applies transfer={own!r}: they must be equal."
-      )
-    if loss.vector and records[0].preact.shape[-1] < 2:
-      raise ValueError(
-        f"transfers gives {loss.name!r} for the layer {path!r} of 1 output: a "
-        "vector transfer function needs 2 or more."
-      )
-    return loss
-
-  def rates(self, count) -> jax.Array:
-    """The T learning rates of outer update `count`."""
-    rate = self.learning_rate
-    rate = rate(count) if callable(rate) else rate
-    num = self.num_local_iters
-    return rate * self.local_schedule(jnp.arange(num), num)
-
-  def layer_options(self, path: str, count) -> update.LocalOptions:
-    """The options with this layer's gamma."""
-    gamma = self.gamma
-    if isinstance(gamma, Mapping):
-      gamma = _first_match(path, gamma, "gamma")
-    gamma = gamma(count) if callable(gamma) else gamma
-    return dataclasses.replace(self.options, gamma=gamma)
-
-
-def _is_number(value) -> bool:
-  return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _check_rate(name: str, value: Any, check=checks.positive) -> None:
-  if isinstance(value, Mapping):
-    for part in value.values():
-      _check_rate(name, part, check)
-  elif not callable(value) and not isinstance(value, jax.Array):
-    check(name, value)
-
-
-def _require_convex(
-  what: str, loss: matching.MatchingLoss, settings: _Settings
-) -> None:
-  """LocoProp-M wants monotone transfer functions, unless told otherwise."""
-  needed = settings.options.variant == "matching"
-  if needed and not loss.convex and not settings.allow_nonconvex:
-    raise ValueError(
-      f"{what} is not allowed: it is not monotone, so its matching loss is not "
-      "convex. Pass allow_nonconvex=True to use it all the same, or "
-      "variant='squared'."
-    )
-
-
-def _check_transfers(settings: _Settings) -> None:
-  """Transfer functions must be known and, for LocoProp-M, monotone."""
-  for pattern, name in (settings.transfers or {}).items():
-    loss = matching.get(name)
-    _require_convex(f"transfers[{pattern!r}]={loss.name!r}", loss, settings)
-    squared = settings.options.variant == "squared"
-    squared_md = squared and settings.options.target == "md"
-    if squared_md and loss.inverse is None:
-      raise ValueError(
-        f"transfers[{pattern!r}]={loss.name!r} is not allowed with "
-        "variant='squared' and target='md': it has no inverse."
-      )
-
-
-def _check(settings: _Settings) -> _Settings:
-  options = settings.options
-  checks.one_of("variant", options.variant, update.VARIANTS)
-  checks.one_of("target", options.target, update.TARGETS)
-  if options.variant == "squared" and options.target == "post_gd":
-    raise ValueError("target='post_gd' is not allowed with variant='squared'.")
-  checks.one_of("solver", settings.solver, ("iterative", "exact"))
-  if settings.solver == "exact" and options.variant != "squared":
-    raise ValueError(
-      f"solver='exact' is not allowed with variant={options.variant!r}: only "
-      "'squared' has a closed form."
-    )
-  if settings.solver == "exact" and not update.plain(options):
-    raise ValueError("solver='exact' needs target='gd' and no clip_targets.")
-  checks.one_of("local_reduction", settings.local_reduction, ("sum", "mean"))
-  checks.positive_int("num_local_iters", settings.num_local_iters)
-  _check_rate("learning_rate", settings.learning_rate, checks.nonnegative)
-  _check_rate("gamma", settings.gamma)
-  _check_rate("reg", settings.reg, checks.nonnegative)
-  if options.max_rows is not None:
-    checks.positive_int("max_rows", options.max_rows)
-  if options.clip_targets is not None:
-    checks.positive("clip_targets", options.clip_targets)
-  squared_md = options.variant == "squared" and options.target == "md"
-  if squared_md and settings.transfers is None:
-    raise ValueError("transfers=None is not allowed with target='md'.")
-  _check_transfers(settings)
-  return settings
-
-
 def locoprop(
   learning_rate: float | Schedule,
   inner: str | Callable[..., optax.GradientTransformation] = notebook_rmsprop,
@@ -270,6 +107,9 @@ def locoprop(
   gram: bool | None = None,
   comm: str = "all_reduce",
   axis_name: str | None = None,
+  order: str = "jacobi",
+  correction: float = 0.1,
+  stack_equal_shapes: bool = False,
   allow_nonconvex: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   """LocoProp: layer-wise local losses optimised by a few first-order steps.
@@ -300,7 +140,7 @@ def locoprop(
     num_local_iters: T. The first iteration is free: the backward pass has its
       gradient. T=1 is the inner optimiser on gamma times the gradient.
     variant: 'matching' or 'squared'.
-    target: 'md', 'gd' or 'post_gd' (see `update.residual_at_start`). None:
+    target: 'md', 'gd' or 'post_gd' (see `targets.residual_at_start`). None:
       'md' for matching, 'gd' for squared.
     local_schedule: `(t, T) -> factor` on eta. None: `linear_floor(0.25)`.
     reg: proximal weight lambda of lambda/2 ||W - W0||^2.
@@ -315,11 +155,24 @@ def locoprop(
     max_rows: rows that the local iterations after the first see.
     rotate_rows: other rows each iteration (True), or always the same.
     gram: 'squared': iterate on X^T X. None: where it is cheaper.
-    comm: rows sharded over devices: 'all_reduce' every iteration (exact);
-      'gather' the sub-sampled rows once; 'average' local iterates at the end
-      (an approximation; needs `axis_name`).
+    comm: rows sharded over devices: 'all_reduce' the change of the gradient in
+      each of the T-1 iterations after the first (exact; all layers in one);
+      'gather' the rows that these will see once, before them, and compute on
+      every device the same; 'average' local iterates at the end (one
+      all-reduce; an approximation; needs `axis_name`). The gradient itself is
+      reduced in the backward pass, whatever `comm` is.
     axis_name: mapped axis when called inside `shard_map`. Under plain `jit`
       the compiler inserts the same collectives from the shardings.
+    order: 'jacobi': all layers at once, each with its input at W0.
+      'gauss_seidel': one after another in forward order; the stored input of
+      the next layer, but not its target, follows the new output of the one
+      before (`chain.gauss_seidel`). For chains, see `verify_chain`; the inner
+      optimiser then sees one layer at a time.
+    correction: with 'gauss_seidel' the largest move of an input, by row:
+      correction sqrt(its size) in norm. 0 is 'jacobi'.
+    stack_equal_shapes: compute layers of equal shape and transfer function as
+      one batched product; the same numbers up to rounding. Fewer, larger
+      kernels, for a second copy of their inputs and pre-activations.
     allow_nonconvex: permit transfer functions that are not monotone.
 
   Returns:
@@ -336,18 +189,19 @@ def locoprop(
     raise ValueError("comm='gather' needs max_rows.")
   if isinstance(inner, str):
     inner = checks.lookup("inner", inner, INNER)
-  checks.one_of("variant", variant, update.VARIANTS)
-  options = update.LocalOptions(
+  checks.one_of("variant", variant, targets.VARIANTS)
+  options = targets.LocalOptions(
     variant=variant,
     target=target or ("md" if variant == "matching" else "gd"),
     clip_targets=clip_targets,
     max_rows=max_rows,
     rotate_rows=rotate_rows,
     gather_rows=comm == "gather",
+    num_iters=num_local_iters,
     gram=gram,
     axis_name=axis_name if comm != "average" else None,
   )
-  settings = _Settings(
+  settings = arguments.Settings(
     learning_rate=learning_rate,
     inner=inner,
     gamma=gamma,
@@ -362,30 +216,35 @@ def locoprop(
     layers=None if layers is None else tuple(layers),
     allow_nonconvex=allow_nonconvex,
     options=options,
+    order=order,
+    correction=correction,
+    stack_equal_shapes=stack_equal_shapes,
   )
-  return _transformation(_check(settings), fallback, axis_name)
+  return _transformation(arguments.check(settings), fallback, axis_name)
 
 
-def _mask_fn(settings: _Settings, inverted: bool):
+def _mask(layers: Sequence[str], params, *, inverted: bool = False):
+  """A tree of bools: does the leaf belong to one of the layers?"""
+  return trees.map_with_path(
+    lambda path, _: arguments.in_layers(path, layers) != inverted, params
+  )
+
+
+def _inner_of(settings, layers=None):
+  """`rate -> inner optimiser` of some layers, or of all that are covered."""
+
   def mask(params):
-    layers = settings.covered(params)
-    return trees.map_with_path(
-      lambda path, _: in_layers(path, layers) != inverted, params
-    )
+    return _mask(settings.covered(params) if layers is None else layers, params)
 
-  return mask
+  return lambda rate: optax.masked(settings.inner(rate), mask)
 
 
 def _transformation(settings, fallback, axis_name):
   """Closure pair of the checked settings."""
-  inner_mask = _mask_fn(settings, inverted=False)
-
-  def inner_tx(rate):
-    return optax.masked(settings.inner(rate), inner_mask)
-
+  inner_tx = _inner_of(settings)
   fallback_tx = optax.masked(
     optax.with_extra_args_support(fallback or optax.identity()),
-    _mask_fn(settings, inverted=True),
+    lambda params: _mask(settings.covered(params), params, inverted=True),
   )
 
   def init_fn(params):
@@ -397,11 +256,8 @@ def _transformation(settings, fallback, axis_name):
     )
 
   def update_fn(updates, state, params=None, *, tape=None, **extra_args):
-    _check_call(settings, fallback, params, tape)
-    layers = tape.by_layer()
-    delta, inner_state = _local_updates(
-      settings, inner_tx, layers, updates, state, params
-    )
+    arguments.check_call(settings, fallback, params, tape)
+    delta, inner_state = _local_updates(settings, tape, updates, state, params)
     if settings.average:
       delta = jax.lax.pmean(delta, axis_name)
     rest, fallback_state = fallback_tx.update(
@@ -416,37 +272,99 @@ def _transformation(settings, fallback, axis_name):
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _local_updates(settings, inner_tx, layers, grads, state, params):
+def _local_updates(settings, tape, grads, state, params):
   """Displacements by leaf path, and the inner state."""
-  covered = settings.covered(params)
+  layers, covered = tape.by_layer(), settings.covered(params)
+  options = {p: settings.layer_options(p, state.count) for p in covered}
+  solve = functools.partial(
+    _solve,
+    settings,
+    grads=grads,
+    params=params,
+    rates=settings.rates(state.count),
+    options=options,
+  )
+  inner_tx, inner_state = _inner_of(settings), state.inner
+  iterative = settings.solver == "iterative"
+  if iterative and not settings.persist_inner_state:
+    inner_state = inner_tx(1.0).init(params)
+  if not settings.in_turn:
+    records = {path: layers[path] for path in covered}
+    delta, inner_state = solve(records, inner_tx, inner_state)
+    return trees.flatten_nested(delta), inner_state
+  parts = []
+
+  def one(path, record, shift):
+    inner_tx = _inner_of(settings, (path,))
+    part = _part(inner_tx, inner_state, params) if iterative else inner_state
+    delta, part = solve({path: [record]}, inner_tx, part, shift=shift)
+    parts.append(part)
+    return delta[path]
+
+  delta = chain.gauss_seidel(
+    [(path, layers[path][0]) for path in layers if path in covered],
+    {path: taps.subtree(params, path) for path in covered},
+    correction=settings.correction,
+    transfers={path: settings.transfer(layers[path]) for path in covered},
+    options=options,
+    solve=one,
+  )
+  return trees.flatten_nested(delta), _joined(inner_state, parts)
+
+
+def _part(inner_tx, state, params):
+  """What the inner state holds for the layers of `inner_tx`."""
+  leaves = trees.flatten(state)
+  shapes = jax.eval_shape(inner_tx(1.0).init, params)
+  return trees.map_with_path(lambda path, _: leaves[path], shapes)
+
+
+def _joined(state, parts):
+  """The inner state with the leaves of its parts in place of its own."""
+  leaves = {k: x for part in parts for k, x in trees.flatten(part).items()}
+  return trees.map_with_path(lambda path, x: leaves.get(path, x), state)
+
+
+def _solve(
+  settings,
+  layers,
+  inner_tx,
+  inner_state,
+  *,
+  grads,
+  params,
+  rates,
+  options,
+  shift=None,
+):
+  """Displacements by path of some layers, all in one loop; inner state."""
   problems, scale, delta = {}, {}, {}
-  rates = settings.rates(state.count)
-  for path in covered:
-    records = layers[path]
-    options = settings.layer_options(path, state.count)
+  for path, records in layers.items():
     layer_grads = taps.subtree(grads, path)
     if settings.solver == "exact":
-      delta[path] = update.exact_delta(records, layer_grads, rates[0], options)
+      delta[path] = update.exact_delta(
+        records, layer_grads, rates[0], options[path], shift
+      )
       continue
     problems[path] = update.Problem(
       records,
       taps.subtree(params, path),
       layer_grads,
       settings.transfer(records),
-      options,
+      options[path],
+      shift,
     )
-    rows = sum(update.num_rows(r) for r in records)
-    scale[path] = 1 / rows if settings.local_reduction == "mean" else 1.0
+    num = sum(rows.count(r) for r in records)
+    scale[path] = 1 / num if settings.local_reduction == "mean" else 1.0
   if settings.solver == "exact":
-    return trees.flatten_nested(delta), state.inner
-  return _iterate(settings, inner_tx, problems, params, scale, rates, state)
+    return delta, inner_state
+  return _iterate(
+    settings, inner_tx, inner_state, problems, params, scale, rates
+  )
 
 
-def _iterate(settings, inner_tx, problems, params, scale, rates, state):
-  """All layers in one loop, the inner optimiser working on the whole tree."""
-  inner_state = state.inner
-  if not settings.persist_inner_state:
-    inner_state = inner_tx(1.0).init(params)
+def _iterate(settings, inner_tx, inner_state, problems, params, scale, rates):
+  """One loop, the inner optimiser working on the whole tree."""
   zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
 
   def wrap(by_layer):
@@ -456,6 +374,7 @@ def _iterate(settings, inner_tx, problems, params, scale, rates, state):
   def unwrap(tree):
     return {path: taps.subtree(tree, path) for path in problems}
 
+  stacked = settings.stack_equal_shapes
   delta, inner_state = update.iterate(
     problems,
     unwrap(params),
@@ -464,70 +383,11 @@ def _iterate(settings, inner_tx, problems, params, scale, rates, state):
     learning_rates=rates,
     reg=settings.reg,
     scale=scale,
+    combine=stacking.together if stacked else update.each_alone,
     wrap=wrap,
     unwrap=unwrap,
   )
-  covered = tuple(problems)
-  flat = trees.flatten(delta)
-  kept = {p: d for p, d in flat.items() if in_layers(p, covered)}
-  return kept, inner_state
-
-
-def _check_call(settings, fallback, params, tape) -> None:
-  """The tape, the parameters and the settings fit together."""
-  if params is None:
-    raise ValueError("params=None is not allowed: locoprop needs them.")
-  if not isinstance(tape, taps.Tape):
-    raise ValueError(
-      f"tape={tape!r} is not allowed: it must be the Tape that "
-      "locoprop.capture(loss_fn) returns; pass it as update(..., tape=tape), "
-      "or use locoprop.make_step."
-    )
-  layers, covered = tape.by_layer(), settings.covered(params)
-  missing = [path for path in covered if path not in layers]
-  if missing or not covered:
-    raise ValueError(
-      f"layers to cover {list(covered)} and layers on the tape {list(layers)} "
-      f"do not fit: {missing or 'nothing'} to cover is not on the tape. "
-      "Name the layers with `layers`, or their patterns with `transfers`."
-    )
-  for path in covered:
-    _check_record(layers[path], taps.subtree(params, path), settings)
-  rest = [p for p in trees.flatten(params) if not in_layers(p, covered)]
-  if rest and fallback is None:
-    raise ValueError(
-      "fallback=None is not allowed: these parameters are not covered by "
-      f"locoprop and need a transformation of their own: {rest}."
-    )
-
-
-def _check_record(records, params, settings) -> None:
-  """Shapes of a record fit the layer's parameters; transfer fits the layer."""
-  loss = settings.transfer(records)
-  what = f"transfer={loss.name!r} of layer {records[0].path!r}"
-  _require_convex(what, loss, settings)
-  for record in records:
-    _check_shapes(record, params)
-    if settings.solver == "exact" and record.kind != "dense":
-      raise ValueError(
-        f"solver='exact' is not allowed for layer {record.path!r} of kind "
-        f"{record.kind!r}: it is for dense layers; name those in `layers`."
-      )
-
-
-def _check_shapes(record, params) -> None:
-  """The parameters make pre-activations of the shape on the tape."""
-  try:
-    shape = jax.eval_shape(record.affine, params, *record.inputs).shape
-  except (errors.FlaxError, TypeError) as error:
-    shapes = {path: p.shape for path, p in trees.flatten(params).items()}
-    inputs = [x.shape for x in record.inputs]
-    raise ValueError(
-      f"the parameters of layer {record.path!r} have shapes {shapes} and the "
-      f"tape has inputs of shapes {inputs} for it: they do not fit."
-    ) from error
-  name = f"the pre-activation of layer {record.path!r} on the tape"
-  checks.same_shape(name, record.preact.shape, "that of its parameters", shape)
+  return unwrap(delta), inner_state
 
 
 def make_step(

@@ -12,7 +12,7 @@ import pytest
 from flax import linen as nn
 
 from locojax.methods import locoprop
-from locojax.methods.locoprop import matching, taps, update
+from locojax.methods.locoprop import changes, matching, taps, targets
 
 X = np.array([[1, 2], [0, -1], [0.5, 0.5]])
 W = np.array([[0.3, -0.2], [0.1, 0.4]])
@@ -308,8 +308,10 @@ def test_row_sampling_is_unbiased_over_the_offsets():
   delta = {"kernel": jnp.asarray(0.3 * W[::-1], jnp.float32)}
   record = taps.LayerRecord((x,), x @ w["kernel"], x, "l", _kernel, "dense")
   tanh = matching.get("tanh")
-  full = update.correction(record, w, tanh, update.LocalOptions())
-  some = update.correction(record, w, tanh, update.LocalOptions(max_rows=4))
+  full = changes.gradient_change(record, w, tanh, targets.LocalOptions())
+  some = changes.gradient_change(
+    record, w, tanh, targets.LocalOptions(max_rows=4)
+  )
   mean = sum(some(delta, t)["kernel"] for t in range(3)) / 3
   np.testing.assert_allclose(mean, full(delta, 0)["kernel"], rtol=1e-5)
 
