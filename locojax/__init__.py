@@ -14,8 +14,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-METHODS = ("locoprop", "smelu")
-__all__ = ["METHODS", "__version__", "locoprop", "smelu"]
+METHODS = ("ciw", "locoprop", "smelu")
+__all__ = ["METHODS", "__version__", "ciw", "locoprop", "smelu"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,1 @@
+"""Training with noisy labels: CIW, CICW and CICW-Mixup and their baselines."""

@@ -1,0 +1,50 @@
+"""Labels of either kind as distributions over the classes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+
+def distributions(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
+  """Labels as rows that sum to one, `[n, classes]` float32 or wider.
+
+  Args:
+    logits: `[n, classes]`; only the shape and dtype are used.
+    labels: `[n]` class indices, or `[n, classes]` soft labels.
+
+  Returns:
+    One-hot rows, or the soft labels. An index outside the classes gives zeros.
+
+  Raises:
+    ValueError: shapes or dtypes that do not fit.
+
+  >>> distributions(jnp.zeros((1, 3)), jnp.array([2])).tolist()
+  [[0.0, 0.0, 1.0]]
+  """
+  logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+  if logits.ndim != 2:
+    raise ValueError(
+      f"logits of shape {logits.shape} are not allowed: they must be "
+      "[n, classes]."
+    )
+  dtype = jnp.promote_types(logits.dtype, jnp.float32)
+  if labels.shape == logits.shape:
+    return labels.astype(dtype)
+  if labels.shape != logits.shape[:1] or not jnp.issubdtype(
+    labels.dtype, jnp.integer
+  ):
+    raise ValueError(
+      f"labels of shape {labels.shape} and dtype {labels.dtype} are not "
+      f"allowed: they must be [{logits.shape[0]}] class indices, or soft "
+      f"labels of shape {logits.shape}."
+    )
+  return jax.nn.one_hot(labels, logits.shape[1], dtype=dtype)
+
+
+def log_probabilities(logits: ArrayLike) -> jax.Array:
+  """Log-softmax over the last axis, in float32 or wider."""
+  logits = jnp.asarray(logits)
+  dtype = jnp.promote_types(logits.dtype, jnp.float32)
+  return jax.nn.log_softmax(logits.astype(dtype), axis=-1)
