@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -209,6 +209,24 @@ def _one(line, computation, place, num_devices, mesh_shape):
   return Collective(kind, size, group, axes, runs, in_loop, known)
 
 
+def _without_copies(found) -> Iterator[Collective]:
+  """One for each channel that a TPU fusion for asynchrony repeats.
+
+  Other repetitions of a channel are collectives of their own: inside
+  `shard_map` all have the same one.
+  """
+  repeated = {
+    channel
+    for channel, name, _ in found
+    if channel and name.startswith("async_collective")
+  }
+  for channel, _, one in found:
+    if channel not in repeated:
+      yield one
+  for wanted in repeated:
+    yield next(one for channel, _, one in found if channel == wanted)
+
+
 def parse(text: str, mesh_shape: Mapping[str, int]) -> tuple[Collective, ...]:
   """The collectives that a step runs.
 
@@ -222,18 +240,16 @@ def parse(text: str, mesh_shape: Mapping[str, int]) -> tuple[Collective, ...]:
   """
   computations, entry = _computations(text)
   num_devices = math.prod(mesh_shape.values())
-  seen: set[str] = set()
-  counts: dict[Collective, int] = {}
+  found: list[tuple[str, str, Collective]] = []
   for name, place in _multiplicities(computations, entry).items():
     for line in computations[name]:
-      found = _one(line, name, place, num_devices, mesh_shape)
-      channel = re.search(r"channel_id=(\d+)", line)
-      if found is None or found.group_size < 2:
-        continue
-      if channel and channel[1] in seen:  # a copy made for asynchrony
-        continue
-      seen |= {channel[1]} if channel else set()
-      counts[found] = counts.get(found, 0) + 1
+      one = _one(line, name, place, num_devices, mesh_shape)
+      if one is not None and one.group_size > 1:
+        channel = re.search(r"channel_id=(\d+)", line)
+        found.append((channel[1] if channel else "", name, one))
+  counts: dict[Collective, int] = {}
+  for one in _without_copies(found):
+    counts[one] = counts.get(one, 0) + 1
   merged = [dataclasses.replace(c, count=n) for c, n in counts.items()]
   return tuple(sorted(merged, key=lambda c: -c.traffic))
 

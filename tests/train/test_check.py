@@ -105,6 +105,24 @@ def test_remat_counts_the_second_forward_pass():
   assert again == 6 * ONE
 
 
+def test_only_copies_made_for_asynchrony_are_dropped():
+  line = "%a = f32[8]{0} all-reduce(%z), channel_id=1, to_apply=%add"
+  both = f"ENTRY %main (a: f32[8]) -> f32[8] {{\n  {line}\n  {line}\n}}\n"
+  (found,) = collectives.parse(both, {"data": 2})
+  assert found.count == 2  # as inside shard_map, where all channels are one
+  fused = "".join(
+    f"%{name} (a: f32[8]) -> f32[8] {{\n  {line}\n}}\n\n"
+    for name in ("fused_computation", "async_collective_fusion.3")
+  )
+  main = (
+    "ENTRY %main (a: f32[8]) -> f32[8] {\n"
+    "  %b = f32[8]{0} fusion(%a), kind=kLoop, calls=%fused_computation\n"
+    "  %c = f32[8]{0} fusion(%a), calls=%async_collective_fusion.3\n}\n"
+  )
+  (found,) = collectives.parse(fused + main, {"data": 2})
+  assert found.count == 1
+
+
 def test_a_loop_of_unknown_length_is_said():
   fn = lambda a, b: jax.lax.while_loop(
     lambda c: jnp.sum(c) < 9, lambda c: c @ b, a
@@ -288,7 +306,7 @@ def test_tpu_refusals_memory_and_collectives():
   state = check.run(_experiment(), axes={"data": 4}).state_bytes["all"]
   with pytest.raises(ValueError, match="the step on v5e:2x2 does not fit"):
     run(hbm_bytes=state + BATCH * DIM)
-  with pytest.raises(ValueError, match="has also\n.*all-gather over data"):
+  with pytest.raises(ValueError, match=r"(?s)has also\n.*all-gather over data"):
     run(allowed_collectives=("all-reduce",))
   with pytest.raises(ValueError, match="allowed_collectives='all-redu'"):
     run(allowed_collectives=("all-redu",))
