@@ -79,7 +79,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     "dropout_rate": 0.0,
   }
   config.optimizer = "adagrad"
-  config.optimizer_options = {"initial_accumulator_value": 0.1}
+  config.optimizer_options = {"initial_accumulator_value": 1e-3}
   config.learning_rates = (0.05, 0.1, 0.2, 0.4)
   config.learning_rate = 0.0
   config.tuned = {}
@@ -87,7 +87,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
   config.tuning_condition = "window_1000"
   config.batch_size, config.num_epochs, config.num_steps = 500, 1, 0
   config.eval_batch_size = 10_000
-  config.num_replicas = 5
+  config.num_replicas = 8
   config.rounding_ulps = 1.0
   config.conditions = _conditions()
   config.setting, config.condition = "relu", "window_1000"
@@ -139,7 +139,7 @@ def _classes(config):
   config.model.update(hidden=(256, 128), normalization="layer")
   config.data.update(num_train=0, num_test=0)
   config.batch_size = 250
-  config.learning_rates = (0.01, 0.02, 0.05)
+  config.learning_rates = (0.005, 0.01, 0.02, 0.05)
   config.grid = {
     "window_1000": ALL,
     "full_shuffle": SOME,
