@@ -148,5 +148,6 @@ def test_every_method_of_the_package_is_in_the_table():
   import locojax
 
   rows = [r for r in _text(ROOT / "README.md").splitlines() if r[:2] == "| "]
-  done = [r for r in rows if r.endswith("| done |")]
-  assert len(done) == len(locojax.METHODS)
+  states = [r.split("| ")[-1] for r in rows if "|" in r]
+  there = [s for s in states if s.startswith(("done", "in work: "))]
+  assert len(there) == len(locojax.METHODS)
