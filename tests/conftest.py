@@ -19,27 +19,33 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 DATA_VARIABLE = "LOCOJAX_DATA_DIR"
 _DATA_HELP = (
   f"{{}} tests on real data were left out: set {DATA_VARIABLE} to a folder "
-  "whose `tfds/` holds mnist, fashion_mnist, ... prepared by "
+  "whose `tfds/` holds mnist, fashion_mnist, cifar10_n, ... prepared by "
   "`python -m scripts.prepare_data` (or by tfds itself)."
 )
-_left_out: list[str] = []
+_left_out: set[str] = set()
 
 
 def pytest_collection_modifyitems(config, items):
   """Leaves out tests on real data where there is none, and counts them."""
   if os.environ.get(DATA_VARIABLE):
     return
-  kept = []
-  for item in items:
-    if item.get_closest_marker("real_data"):
-      _left_out.append(item.nodeid)
-    else:
-      kept.append(item)
-  if _left_out:
-    config.hook.pytest_deselected(
-      items=[i for i in items if i.nodeid in set(_left_out)]
-    )
-    items[:] = kept
+  real = [i for i in items if i.get_closest_marker("real_data")]
+  if real:
+    _left_out.update(i.nodeid for i in real)
+    config.hook.pytest_deselected(items=real)
+    items[:] = [i for i in items if i not in set(real)]
+
+
+def pytest_sessionfinish(session):
+  """A worker of pytest-xdist tells what it left out to the one who reports."""
+  if hasattr(session.config, "workeroutput"):
+    session.config.workeroutput["left_out"] = sorted(_left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+  """Takes in what a worker of pytest-xdist left out."""
+  _left_out.update(getattr(node, "workeroutput", {}).get("left_out", ()))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -88,7 +89,7 @@ def build(config) -> Experiment:
   task = autoencoder.task(num_inputs=num_inputs, **config.model)
   per_epoch = pipeline.steps_per_epoch(num_train, config.batch_size)
   kind, options = _method(config)
-  peak = options.pop("learning_rate")
+  peak = options.pop("learning_rate") * config.rate_factor
   tx, step = optimizers.make(
     kind,
     schedule=_schedule(config, peak, per_epoch, config.num_epochs),
@@ -174,7 +175,22 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _fit_all(config, workdir, axis: str, epochs: Mapping[str, int]):
+def _rate_factors(config, workdir: pathlib.Path) -> dict[str, float]:
+  """By method: of `config.rate_factors`, the one with the least train loss."""
+  chosen = dict.fromkeys(config.methods, config.rate_factor)
+  for method in config.methods if config.rate_factors else ():
+    losses = {}
+    for factor in config.rate_factors:
+      one = _at(config, method=method, rate_factor=factor, num_evals=1)
+      result = fit(one, workdir / "factors" / method / f"{factor:g}")
+      values = result.get("values", {summary.LOSS: math.inf})
+      losses[factor] = values[summary.LOSS]
+    chosen[method] = min(losses, key=losses.get)
+    _say(f"{method}: learning rate x {chosen[method]:g} of {losses}")
+  return chosen
+
+
+def _fit_all(config, workdir, axis: str, epochs: Mapping[str, int], factors):
   """One run for each method and seed; seconds per epoch by method."""
   cost: dict[str, list[float]] = {}
   total = len(epochs) * len(config.seeds)
@@ -186,7 +202,12 @@ def _fit_all(config, workdir, axis: str, epochs: Mapping[str, int]):
         f"{num_epochs} epochs"
       )
       one = _at(
-        config, method=method, seed=seed, num_epochs=num_epochs, axis=axis
+        config,
+        method=method,
+        seed=seed,
+        num_epochs=num_epochs,
+        axis=axis,
+        rate_factor=factors[method],
       )
       result = fit(one, workdir / axis / method / f"seed_{seed}")
       if "diverged" in result:
@@ -223,10 +244,11 @@ def run(config, workdir: str) -> dict[str, Any]:
     checks.one_of("methods", method, config.optimizers.to_dict())
   done = summary.finished(workdir)
   epochs = dict.fromkeys(config.methods, config.num_epochs)
-  cost = _fit_all(config, workdir, "epochs", epochs)
+  factors = _rate_factors(config, workdir)
+  cost = _fit_all(config, workdir, "epochs", epochs, factors)
   if config.equal_seconds:
     plan = _plan(workdir, _equal_seconds(config, cost))
-    _fit_all(config, workdir, "seconds", plan)
+    _fit_all(config, workdir, "seconds", plan, factors)
   out = summary.write(config, workdir)
   if done:
     _say("Everything was done already; the table and figure are as before.")

@@ -15,6 +15,7 @@ from locojax.train import distributed
 LOSS = "eval/train_loss"
 _COLUMNS = (
   "method",
+  "rate_factor",
   "train_equal_epochs",
   "test_equal_epochs",
   "ratio_equal_epochs",
@@ -68,6 +69,9 @@ def _row(config, workdir, method: str) -> dict[str, Any]:
       [(r.result.get("step_bytes") or 0) / 2**20 if r else None for r in equal]
     ),
   }
+  kept = [r for r in equal if r]
+  if config.rate_factors and kept:
+    row["rate_factor"] = kept[0].config["rate_factor"]
   if config.equal_seconds:
     found = _runs(workdir, "seconds", method, seeds)
     row["train_equal_seconds"] = _values(found, LOSS)

@@ -155,7 +155,7 @@ def _point(row: Mapping[str, Any], base: float) -> planes.Point:
 def draw(
   made: Sequence[Mapping[str, Any]], path: pathlib.Path, title: str
 ) -> pathlib.Path:
-  """One plane for each condition that has more than two points."""
+  """A plane for each condition of more than two points, the fullest first."""
   panels = []
   for condition in dict.fromkeys(r["condition"] for r in made):
     several = [r for r in made if r["condition"] == condition]
@@ -163,6 +163,7 @@ def draw(
     if len(several) > 2:
       found = [_point(r, base["log_loss"]) for r in several]
       panels.append((condition.replace("_", " "), found))
+  panels.sort(key=lambda panel: -len(panel[1]))
   return planes.draw(
     panels,
     path,

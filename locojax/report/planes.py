@@ -60,14 +60,16 @@ def draw(
   x_label: str,
   y_label: str,
   title: str | None = None,
+  max_columns: int = 3,
 ) -> pathlib.Path:
-  """Draws planes side by side with their Pareto fronts, and saves a PNG.
+  """Draws planes in a grid with their Pareto fronts, and saves a PNG.
 
   Args:
     panels: (title, points) of each plane.
     path: the file; folders are made.
     x_label, y_label: of all panels.
     title: above them.
+    max_columns: panels in a row at most.
 
   Returns:
     `path`.
@@ -80,16 +82,26 @@ def draw(
     raise ValueError("planes.draw needs at least one panel, and points in it.")
   groups = dict.fromkeys(p.group for _, points in panels for p in points)
   colours = curves.colour_map(list(groups))
-  figure, grid = figures.axes(len(panels), width=5.2, height=4.4, margin=1.6)
-  for ax, (name, points) in zip(grid[0], panels):
+  columns = min(len(panels), max_columns)
+  figure, grid = figures.axes(
+    columns,
+    num_rows=-(-len(panels) // columns),
+    width=5.2,
+    height=4.4,
+    margin=1.6,
+  )
+  for ax in grid.flat[len(panels) :]:
+    ax.set_visible(False)
+  for ax, (name, points) in zip(grid.flat, panels):
     _draw_front(ax, pareto_front(points))
     for group in groups:
       _draw_group(ax, [p for p in points if p.group == group], colours[group])
     ax.set_title(name, fontsize=11)
     ax.set_xlabel(x_label)
     figures.plain(ax)
-  grid[0][0].set_ylabel(y_label)
-  curves.legend(figure, grid[0], [*groups, "Pareto front"])
+  for row in grid:
+    row[0].set_ylabel(y_label)
+  curves.legend(figure, grid.flat, [*groups, "Pareto front"])
   if title:
     figure.suptitle(title, fontsize=12)
   return figures.save(figure, path)

@@ -42,10 +42,11 @@ def test_figure_is_written(tmp_path):
     planes.Point("SmeLU 1", "SmeLU", 0.5, 5.2),
   ]
   path = planes.draw(
-    [("one", points), ("two", points[:2])],
+    [("one", points), ("two", points[:2]), ("three", points[1:])],
     tmp_path / "a" / "plane.png",
     x_label="loss",
     y_label="PD",
+    max_columns=2,
   )
   assert path.read_bytes().startswith(b"\x89PNG")
 

@@ -5,16 +5,28 @@ Claim: per epoch LocoProp-M is below every first-order method.
   python -m experiments.run --workdir runs/locoprop_cpu \
     --config experiments/locoprop/configs/autoencoder.py:cpu
 
-Variants: tiny (seconds), cpu (CURVES 14x14, minutes on 2 cores), gpu (MNIST,
-100 epochs), paper (the same, sharded), ablation (settings of LocoProp on the
-data of cpu), notebook (the official code's settings and schedule, for
-calibration). Tuned by `python -m experiments.locoprop.tune`
-over the spaces in `search.py`.
+Variants: tiny (seconds), cpu (CURVES 14x14, minutes on 2 cores), curves28,
+mnist, fashion_mnist, digits (the same on other data, images of the latter three
+small, learning rates chosen again), gpu (MNIST, 100 epochs), paper (the same,
+sharded), ablation (settings of LocoProp on the data of cpu), notebook (settings
+and schedule of the official code, for calibration). Tuned by
+`python -m experiments.locoprop.tune` over the spaces in `search.py`.
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("tiny", "cpu", "ablation", "gpu", "paper", "notebook")
+VARIANTS = (
+  "tiny",
+  "cpu",
+  "curves28",
+  "mnist",
+  "fashion_mnist",
+  "digits",
+  "ablation",
+  "gpu",
+  "paper",
+  "notebook",
+)
 
 
 def _optimizers():
@@ -108,6 +120,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
   config.schedule, config.warmup, config.schedule_epochs = "linear", 0.05, 99
   config.optimizers = _optimizers()
   config.tuned_for_seconds = _tuned_for_seconds()
+  config.rate_factor, config.rate_factors = 1.0, ()
   config.axis = "epochs"
   config.methods = tuple(config.optimizers)
   config.method = "locoprop_m"
@@ -136,6 +149,32 @@ def _tiny(config):
 
 def _cpu(config):
   del config
+
+
+def _other_data(config, name, size):
+  """`cpu` on other data: each learning rate of `cpu` times a factor."""
+  config.data.update(name=name, size=size)
+  config.num_inputs = size * size
+  config.rate_factors = (0.1, 0.3, 1.0, 3.0)
+  config.seeds, config.equal_seconds = (0, 1, 2), False
+
+
+def _curves28(config):
+  _other_data(config, "curves", 28)
+
+
+def _mnist(config):
+  _other_data(config, "mnist", 14)
+
+
+def _fashion_mnist(config):
+  _other_data(config, "fashion_mnist", 14)
+
+
+def _digits(config):
+  _other_data(config, "digits", 8)
+  config.data.update(num_train=1500, num_test=297)
+  config.num_train, config.batch_size = 1500, 150
 
 
 def _ablation(config):
@@ -187,7 +226,7 @@ def _ablation(config):
   config.seeds = (0, 1, 2)
 
 
-def _mnist(config):
+def _full_mnist(config):
   """The benchmark of the paper: MNIST, 784-1000-500-250-30, batch 1000."""
   config.data = {
     "name": "mnist",
@@ -206,12 +245,12 @@ def _mnist(config):
 
 
 def _gpu(config):
-  _mnist(config)
+  _full_mnist(config)
   config.seeds = (0, 1, 2)
 
 
 def _paper(config):
-  _mnist(config)
+  _full_mnist(config)
   config.seeds = (0, 1, 2)
   config.needs_data = False
   config.batch_size = 1024
@@ -233,7 +272,7 @@ def _paper(config):
 
 
 def _notebook(config):
-  _mnist(config)
+  _full_mnist(config)
   config.methods = ()
   config.schedule, config.schedule_epochs = "notebook", 100
   config.num_epochs, config.num_evals = 99, 99

@@ -6,10 +6,11 @@ relative prediction difference of two retrained models at equal loss.
   python -m experiments.run --workdir runs/smelu_cpu \\
     --config experiments/smelu/configs/plane.py:cpu
 
-Variants: tiny (seconds), cpu (synthetic clicks, minutes on 2 cores), movielens,
-adult, mnist, fashion_mnist (the same on real data), gpu (more data, wider),
-paper (a model of the size of the Criteo sets, its table sharded; for
-`--mode=check`).
+Variants: tiny (seconds), cpu (synthetic clicks, minutes on 2 cores), pilot (the
+same, one learning rate for all and a larger AdaGrad accumulator), dropout (what
+dropout alone does), movielens, adult, mnist, fashion_mnist (real data), gpu
+(more data, wider), paper (a model of the size of the Criteo sets, its table
+sharded; for `--mode=check`).
 """
 
 from ml_collections import ConfigDict
@@ -17,6 +18,8 @@ from ml_collections import ConfigDict
 VARIANTS = (
   "tiny",
   "cpu",
+  "pilot",
+  "dropout",
   "movielens",
   "adult",
   "mnist",
@@ -122,6 +125,16 @@ def _tiny(config):
 
 def _cpu(config):
   del config
+
+
+def _pilot(config):
+  config.learning_rate = 0.05
+  config.optimizer_options.initial_accumulator_value = 0.1
+
+
+def _dropout(config):
+  config.model.dropout_rate = 0.1
+  config.grid = {"dropout_only": SOME}
 
 
 def _movielens(config):
