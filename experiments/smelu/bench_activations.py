@@ -21,7 +21,6 @@ import argparse
 import functools
 import math
 import shlex
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common import timing
 from locojax.core import checks
 from locojax.methods.smelu import activations
 from locojax.report import results, tables
@@ -97,27 +97,15 @@ def _inputs(batch: int, size: int, dtype):
   return (kernel, jnp.zeros((size,), dtype)), x, cotangent
 
 
-def _seconds(run: Callable, args, calls: int) -> float:
-  start = time.perf_counter()
-  for _ in range(calls):
-    out = run(*args)
-  jax.block_until_ready(out)
-  return (time.perf_counter() - start) / calls
-
-
-def rounds(build, args, *, num: int, calls: int) -> dict[str, list[float]]:
+def rounds(build, args, *, num: int, calls: int) -> timing.Seconds:
   """Seconds a call of each activation in each round, after one warm-up."""
   compiled = {
     name: jax.jit(build(fn)).lower(*args).compile()
     for name, fn in ACTIVATIONS.items()
   }
-  for run in compiled.values():
-    jax.block_until_ready(run(*args))
-  rng, seconds = np.random.default_rng(SEED), {name: [] for name in compiled}
-  for _ in range(num):
-    for name in rng.permutation(list(compiled)).tolist():
-      seconds[name].append(_seconds(compiled[name], args, calls))
-  return seconds
+  programs = {k: functools.partial(run, *args) for k, run in compiled.items()}
+  rng = np.random.default_rng(SEED)
+  return timing.rounds(programs, num=num, calls=calls, rng=rng)
 
 
 def held_bytes(activation: Activation, batch: int, size: int, dtype) -> float:
@@ -145,17 +133,10 @@ def temporary_bytes(activation: Activation, batch: int, size: int, dtype):
   return None if analysis is None else analysis.temp_size_in_bytes
 
 
-def _times(prefix: str, seconds: dict[str, list[float]], name: str):
+def _times(prefix: str, seconds: timing.Seconds, name: str):
   """Median and least time, and the ratio to ReLU with its quartiles."""
-  ratios = [a / b for a, b in zip(seconds[name], seconds["relu"], strict=True)]
-  low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
-  return {
-    f"{prefix}_ms": 1e3 * statistics.median(seconds[name]),
-    f"{prefix}_least_ms": 1e3 * min(seconds[name]),
-    f"{prefix}_ratio": middle,
-    f"{prefix}_ratio_low": low,
-    f"{prefix}_ratio_high": high,
-  }
+  found = timing.summary(seconds, name, reference="relu")
+  return {f"{prefix}_{k}": value for k, value in found.items()}
 
 
 def measure(
@@ -211,7 +192,6 @@ def main(argv: list[str]) -> None:
     calls=args.calls,
     dtype=jnp.dtype(args.dtype),
   )
-  device = jax.devices()[0]
   command = ["python", "-m", "experiments.smelu.bench_activations", *argv]
   results.save(
     args.results,
@@ -219,7 +199,7 @@ def main(argv: list[str]) -> None:
     seeds=[SEED],
     rows=rows,
     time_seconds=time.perf_counter() - start,
-    device=None if device.platform == "cpu" else device.device_kind,
+    device=timing.device_name(),
     notes=(
       f"Dense({args.size}) + activation on a batch of {args.batch}; forward "
       f"and backward. Medians of {args.rounds} interleaved rounds; a ratio is "

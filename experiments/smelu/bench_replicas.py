@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import optax
 
+from experiments.common import timing
 from locojax.core import checks
 from locojax.data import pipeline
 from locojax.nn import mlp
@@ -82,15 +83,14 @@ def _runner(made: experiment.Experiment, key, num_steps: int):
     state = init(key)
     for batch in fed:
       state, _ = step(state, batch)
-    jax.block_until_ready(state)
+    return state
 
-  run()
   return run
 
 
 def ways(
   *, num_replicas: int, num_steps: int, seed: int, **model
-) -> dict[str, Callable[[], None]]:
+) -> dict[str, Callable[[], Any]]:
   """Each way to train all replicas, compiled and ready to be timed."""
   made, batches = build(seed=seed, **model)
   key = jax.random.key(seed)
@@ -114,15 +114,11 @@ def ways(
 
 
 def measure(
-  timed: dict[str, Callable[[], None]], *, num_replicas: int, rounds: int
+  timed: dict[str, Callable[[], Any]], *, num_replicas: int, rounds: int
 ) -> list[dict[str, Any]]:
   """A row for each way; `ratio` is to one by one on the same batches."""
-  seconds: dict[str, list[float]] = {name: [] for name in timed}
-  for _ in range(rounds):
-    for name, run in timed.items():
-      started = time.perf_counter()
-      run()
-      seconds[name].append(time.perf_counter() - started)
+  rng = np.random.default_rng(0)
+  seconds = timing.rounds(timed, num=rounds, rng=rng)
   rows = []
   for name, values in seconds.items():
     reference = seconds[f"one by one, {name.split(', ')[1]}"]
@@ -172,14 +168,13 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 def _save(args, rows, seconds, argv) -> None:
   given = sys.argv[1:] if argv is None else list(argv)
-  device = jax.devices()[0]
   results.save(
     args.results,
     command="python -m experiments.smelu.bench_replicas " + shlex.join(given),
     seeds=[args.seed],
     rows=rows,
     time_seconds=seconds,
-    device=None if device.platform == "cpu" else device.device_kind,
+    device=timing.device_name(),
     notes=(
       f"{args.num_replicas} replicas of an MLP {NUM_INPUTS}-"
       f"{'-'.join(map(str, args.hidden))}-1, AdaGrad; "

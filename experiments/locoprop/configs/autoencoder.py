@@ -215,7 +215,13 @@ def _ablation(config):
   made["gamma=1"] = {**base, "gamma": 1.0, "learning_rate": 1e-2}
   made["gamma=100"] = {**base, "gamma": 100.0, "learning_rate": 1e-4}
   made["state_reset"] = {**base, "persist_inner_state": False}
-  made["gauss_seidel"] = {**base, "order": "gauss_seidel"}
+  for rate, correction in ((1e-3, 0.1), (2e-4, 0.1), (5e-5, 0.1), (1e-3, 0.01)):
+    made[f"gauss_seidel_{correction * 100:g}%_lr={rate:.0e}"] = {
+      **base,
+      "order": "gauss_seidel",
+      "correction": correction,
+      "learning_rate": rate,
+    }
   made["s_gram"] = squared
   made["s_no_gram"] = {**squared, "gram": False}
   made["s_exact"] = _optimizers()["locoprop_s_exact"]
