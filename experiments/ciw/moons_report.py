@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common import timing
 from locojax.report import curves, figures, results, runs, tables
 from locojax.train import distributed
 
@@ -291,11 +292,6 @@ def write(config, configs, pictures, workdir: pathlib.Path) -> dict[str, Any]:
       seeds=range(config.num_replicas),
       rows=made,
       time_seconds=sum(row["seconds"] for row in made),
-      device=_accelerator(),
+      device=timing.device_name(),
     )
   return out
-
-
-def _accelerator() -> str | None:
-  device = jax.devices()[0]
-  return None if device.platform == "cpu" else device.device_kind

@@ -194,31 +194,6 @@ def loss_fn(made: Method) -> types.LossFn:
   return weighted
 
 
-def scanned(step: types.StepFn, num_updates: int) -> types.StepFn:
-  """A step of the loop that makes many updates, one for each row of a batch.
-
-  Args:
-    step: takes one row; it sees the number of updates done as `state.step`,
-      and as `update` in its batch.
-    num_updates: rows of a batch, `[num_updates, ...]`.
-
-  Returns:
-    A `StepFn` that adds one to the step of the loop; metrics are those of all
-    updates, merged.
-  """
-
-  def body(state, row):
-    return step(state, {**row, "update": state.step})
-
-  def many(state: types.TrainState, batch: types.Batch):
-    inner = state.replace(step=state.step * num_updates)
-    inner, found = jax.lax.scan(body, inner, batch)
-    found = jax.tree.map(lambda x: jnp.sum(x, axis=0), found)
-    return inner.replace(step=state.step + 1), found
-
-  return many
-
-
 def _evaluator(config, made: Method):
   """Accuracies and detection for each replica, and their means."""
   data = _stacked(config)
@@ -264,7 +239,7 @@ def build(config) -> Experiment:
   step = steps.from_loss(loss_fn(made), tx)
   single = Experiment(
     init=init,
-    step=scanned(step, made.per_epoch),
+    step=steps.scanned(steps.with_update(step), made.per_epoch),
     batches=epochs(config, variation.replica_seed(config.seed, 0)),
     num_steps=config.num_epochs,
     batch_shapes={

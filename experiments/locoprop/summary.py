@@ -8,6 +8,7 @@ import shlex
 import sys
 from typing import Any
 
+from experiments.common import timing
 from experiments.locoprop import optimizers
 from locojax.report import curves, results, runs, tables
 from locojax.train import distributed
@@ -165,13 +166,6 @@ def write(config, workdir: pathlib.Path) -> dict[str, Any]:
       seeds=config.seeds,
       rows=made,
       time_seconds=seconds,
-      device=_accelerator(),
+      device=timing.device_name(),
     )
   return out
-
-
-def _accelerator() -> str | None:
-  import jax
-
-  device = jax.devices()[0]
-  return None if device.platform == "cpu" else device.device_kind

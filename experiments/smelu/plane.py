@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.common import timing
 from experiments.smelu import pd_report
 from locojax.methods.smelu import ranking, reproducibility
 from locojax.report import planes, results, runs, tables
@@ -201,7 +202,6 @@ def write(
   (workdir / "table.md").write_text(markdown + "\n")
   draw(made, workdir / "plane.png", f"{config.data.name}")
   if config.results:
-    device = jax.devices()[0]
     results.save(
       config.results,
       command="python -m experiments.run " + shlex.join(sys.argv[1:]),
@@ -210,6 +210,6 @@ def write(
       time_seconds=sum(
         (r.result or {}).get("seconds", 0.0) for r in runs.load_all(workdir)
       ),
-      device=None if device.platform == "cpu" else device.device_kind,
+      device=timing.device_name(),
     )
   return out

@@ -293,6 +293,47 @@ def with_batch(
   return wrapped
 
 
+def with_update(step: types.StepFn) -> types.StepFn:
+  """A step whose batch says, as `update`, how many updates were done.
+
+  For losses with a burn-in or a schedule, which are not told the step.
+  """
+
+  def wrapped(state: types.TrainState, batch: types.Batch):
+    return step(state, {**batch, "update": state.step})
+
+  return wrapped
+
+
+def scanned(step: types.StepFn, num_updates: int) -> types.StepFn:
+  """A step of the loop that makes many updates, one for each row of a batch.
+
+  For small models, where the loop around a step would cost more than the step.
+
+  Args:
+    step: takes one row; it sees the number of updates done as `state.step`.
+    num_updates: rows of a batch, `[num_updates, ...]`.
+
+  Returns:
+    A `StepFn` that adds one to the step of the loop. A `Mean` is merged over
+    the updates, any other metric averaged.
+  """
+  checks.positive_int("num_updates", num_updates)
+
+  def merged(x):
+    if _is_mean(x):
+      return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), x)
+    return jnp.mean(x, axis=0)
+
+  def many(state: types.TrainState, batch: types.Batch):
+    inner = state.replace(step=state.step * num_updates)
+    inner, found = jax.lax.scan(step, inner, batch)
+    found = jax.tree.map(merged, found, is_leaf=_is_mean)
+    return inner.replace(step=state.step + 1), found
+
+  return many
+
+
 def init_ema(state: types.TrainState) -> types.TrainState:
   """Puts a copy of the parameters in the model state, for `with_ema`."""
   ema = jax.tree.map(jnp.array, state.params)

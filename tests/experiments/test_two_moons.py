@@ -173,9 +173,8 @@ def test_many_updates_in_a_step_are_the_updates_one_by_one():
   tx = optax.sgd(0.1, momentum=0.9)
   step = jax.jit(steps.from_loss(two_moons.loss_fn(made), tx))
   state = steps.init_state(params, tx, key=jax.random.key(1))
-  many, found = jax.jit(two_moons.scanned(step, 2))(
-    state.replace(step=jnp.int32(4)), batch
-  )
+  several = steps.scanned(steps.with_update(step), 2)
+  many, found = jax.jit(several)(state.replace(step=jnp.int32(4)), batch)
   one, total = state.replace(step=jnp.int32(8)), 0.0
   for i in range(2):
     row = jax.tree.map(lambda x, i=i: x[i], batch)

@@ -306,3 +306,30 @@ def test_with_ema_needs_its_state():
     step(_state(tx), _batch())
   with pytest.raises(ValueError, match="decay=1.5"):
     steps.with_ema(step, decay=1.5)
+
+
+def test_scanned_makes_the_updates_one_by_one():
+  tx = optax.sgd(0.1, momentum=0.9)
+
+  def loss(params, model_state, batch, key):
+    scale = 1 + batch["update"] + jax.random.uniform(key)
+    value, (out, _) = _masked_loss(params, model_state, batch, key)
+    return scale * value, (out, model_state)
+
+  step = jax.jit(steps.with_update(steps.from_loss(loss, tx)))
+  rows = [_batch(seed=i, mask=[1] * (4 - i) + [0] * i) for i in range(3)]
+  rows = [{k: v[:4] for k, v in row.items()} for row in rows]
+  batch = jax.tree.map(lambda *x: np.stack(x), *rows)
+  start = _state(tx).replace(step=jnp.int32(2))
+  many, found = jax.jit(steps.scanned(step, 3))(start, batch)
+  one, merged, norms = start.replace(step=jnp.int32(6)), None, []
+  for row in rows:
+    one, got = step(one, row)
+    norms.append(got["norm"])
+    merged = got["loss"] if merged is None else merged.merge(got["loss"])
+  assert many.step == 3 and one.step == 9
+  chex.assert_trees_all_close(many.params, one.params, rtol=1e-5)
+  chex.assert_trees_all_close(found["loss"], merged, rtol=1e-5)
+  np.testing.assert_allclose(found["norm"], np.mean(norms), rtol=1e-6)
+  with pytest.raises(ValueError, match="num_updates=0"):
+    steps.scanned(step, 0)

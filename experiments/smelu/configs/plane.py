@@ -128,7 +128,7 @@ def _cpu(config):
 
 
 def _pilot(config):
-  config.learning_rate = 0.05
+  config.batch_size, config.learning_rate = 250, 0.1
   config.optimizer_options.initial_accumulator_value = 0.1
 
 
