@@ -209,12 +209,23 @@ def _fixed(path: str, leaf: Any) -> bool:
   return path == "step" or is_key(leaf) or (leaf.ndim == 0 and not is_param)
 
 
+def _leading(shape: Sequence[int], twin_shape: Sequence[int]) -> int | None:
+  """How many axes a leaf has before those of its parameter; None if others."""
+  extra = len(shape) - len(twin_shape)
+  stacked = extra > 0 and tuple(shape[extra:]) == tuple(twin_shape)
+  return extra if stacked and twin_shape else None
+
+
 def _spec_of(path, leaf, twin, twin_shape, rules, mesh):
   """`(index of the winning rule or None, spec)` for one leaf."""
   for index, (regex, spec) in enumerate(rules):
     by_twin = twin is not None and re.search(regex, twin) is not None
     if not by_twin and re.search(regex, path) is None:
       continue
+    extra = _leading(leaf.shape, twin_shape) if by_twin else None
+    if extra:
+      spec = spec(tuple(twin_shape), mesh) if callable(spec) else spec
+      return index, PartitionSpec(*(None,) * extra, *spec)
     if callable(spec):
       return index, spec(tuple(leaf.shape), mesh)
     if by_twin and tuple(leaf.shape) != tuple(twin_shape):

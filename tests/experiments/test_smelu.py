@@ -172,7 +172,8 @@ def test_rates_come_from_the_config():
 
 def test_wider_transitions_have_fewer_minima(tmp_path):
   surfaces.main(["--workdir", str(tmp_path)])
-  rough = json.loads((tmp_path / "surfaces.json").read_text())
+  rows = json.loads((tmp_path / "surfaces.json").read_text())["rows"]
+  rough = {row["activation"]: row for row in rows}
   bends = [rough[name]["second_difference"] for name in surfaces.SURFACES]
   assert bends == sorted(bends, reverse=True)
   assert rough["smelu:8"]["local_minima"] < rough["relu"]["local_minima"]

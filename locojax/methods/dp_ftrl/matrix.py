@@ -1,0 +1,352 @@
+"""Matrix mechanisms beyond trees, as streams of correlated noise.
+
+A is the lower triangle of ones (prefix sums), A = B C. Instead of x_t the
+server sees x_t + (C^-1 Z)_t, Z rows of independent noise, and the prefix sums
+have the noise B Z. A strategy gives C; `next` makes row t of C^-1 Z from row t
+of Z and the rows before. Sensitivities: `sensitivity.toeplitz`,
+`sensitivity.strategy`.
+
+Denisov et al. 2022, arXiv 2202.08312; banded: Choquette-Choo et al. 2023, arXiv
+2306.08153; square root and BLT: McMahan, Xu, Zhang 2024, arXiv 2408.08868, and
+Dvijotham et al., arXiv 2404.16706.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from locojax.core import checks, types
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+  """C of a matrix mechanism, as a stream.
+
+  Attributes:
+    name: for tables.
+    num_rounds: rows that it has; None for any number.
+    init: arrays of a round -> state.
+    next: (row of Z, state, round) -> (row of C^-1 Z, state).
+    matrix: n -> C `[n, n]` float64, for accounting and tests; None if it cannot
+      be told.
+    num_buffers: copies of the model that the state holds.
+  """
+
+  name: str
+  num_rounds: int | None
+  init: Callable[[types.PyTree], Any]
+  next: Callable[[types.PyTree, Any, jax.Array], tuple[types.PyTree, Any]]
+  matrix: Callable[[int], np.ndarray] | None
+  num_buffers: int
+
+
+def identity() -> Strategy:
+  """Independent noise, as in DP-FedAvg and DP-SGD: C = 1."""
+  return Strategy(
+    "identity",
+    None,
+    lambda x: (),
+    lambda z, state, t: (z, state),
+    np.eye,
+    0,
+  )
+
+
+def sqrt_coefficients(num: int) -> np.ndarray:
+  """First column of the square root of A: 1, 1/2, 3/8, ... `[num]` float64.
+
+  c_j = c_{j-1} (2 j - 1) / (2 j).
+
+  >>> sqrt_coefficients(4).tolist()
+  [1.0, 0.5, 0.375, 0.3125]
+  """
+  j = np.arange(1, checks.positive_int("num", num), dtype=np.float64)
+  return np.concatenate([[1.0], np.cumprod((2 * j - 1) / (2 * j))])
+
+
+def toeplitz_matrix(coefficients: Sequence[float], num: int) -> np.ndarray:
+  """Lower triangular Toeplitz matrix, zero beyond the given coefficients."""
+  c = np.zeros(num)
+  kept = np.asarray(coefficients, np.float64)[:num]
+  c[: len(kept)] = kept
+  lag = np.subtract.outer(np.arange(num), np.arange(num))
+  return np.where(lag >= 0, c[np.maximum(lag, 0)], 0.0)
+
+
+def banded(
+  coefficients: Sequence[float], *, num_rounds: int | None = None
+) -> Strategy:
+  """C is lower triangular Toeplitz with these first entries of its column.
+
+  Args:
+    coefficients: `[bands]`, finite, the first above 0.
+    num_rounds: rounds for which the coefficients are meant; None for any, where
+      zeros follow the last one.
+
+  Raises:
+    ValueError: coefficients that are none.
+  """
+  c = np.asarray(coefficients, np.float64)
+  if c.ndim != 1 or not c.size or not np.isfinite(c).all() or c[0] <= 0:
+    raise ValueError(
+      f"coefficients={c.tolist()!r:.60} are not allowed: they must be finite, "
+      "in one dimension, and the first above 0."
+    )
+  bands = len(c)
+
+  def init(x):
+    past = lambda a: jnp.zeros((bands - 1, *a.shape), jnp.float32)
+    return jax.tree.map(past, x)
+
+  def step(z, state, t):
+    def one(z, past):
+      out = z
+      for j in range(1, bands):
+        row = past[(t - j) % (bands - 1)]
+        out -= jnp.float32(c[j]) * jnp.where(t >= j, row, 0.0)
+      out /= jnp.float32(c[0])
+      if bands == 1:
+        return out, past
+      return out, past.at[t % (bands - 1)].set(out)
+
+    made = jax.tree.map(one, z, state)
+    return jax.tree.transpose(
+      jax.tree.structure(z), jax.tree.structure((0, 0)), made
+    )
+
+  return Strategy(
+    f"banded({bands})",
+    num_rounds,
+    init,
+    step,
+    lambda n: toeplitz_matrix(c, n),
+    bands - 1,
+  )
+
+
+def sqrt_toeplitz(num_rounds: int) -> Strategy:
+  """The square root of A: nearly optimal, but it remembers every round."""
+  made = banded(sqrt_coefficients(num_rounds), num_rounds=num_rounds)
+  return dataclasses.replace(made, name="sqrt_toeplitz")
+
+
+def blt_coefficients(
+  theta: Sequence[float], omega: Sequence[float], num: int
+) -> np.ndarray:
+  """First column of a BLT: c_0 = 1, c_j = sum_r omega_r theta_r^(j-1)."""
+  theta, omega = (np.asarray(v, np.float64) for v in (theta, omega))
+  powers = theta[None] ** np.arange(num - 1)[:, None]
+  return np.concatenate([[1.0], powers @ omega])
+
+
+def blt(theta: Sequence[float], omega: Sequence[float]) -> Strategy:
+  """Buffered linear Toeplitz: C has c_0 = 1, c_j = sum_r omega_r theta_r^(j-1).
+
+    out = z - sum_r omega_r buffer_r,    buffer_r <- theta_r buffer_r + out
+
+  Args:
+    theta: `[buffers]` decays, in (0, 1).
+    omega: `[buffers]` weights. Parameters come from an optimiser, such as that
+      of `jax_privacy.matrix_factorization.buffered_toeplitz`, or `fit_blt`.
+
+  Raises:
+    ValueError: shapes or decays out of range.
+  """
+  theta_, omega_ = (np.asarray(v, np.float64) for v in (theta, omega))
+  if theta_.ndim != 1 or theta_.shape != omega_.shape or not theta_.size:
+    raise ValueError(
+      f"theta of shape {theta_.shape} and omega of shape {omega_.shape} are "
+      "not allowed: both must be [buffers]."
+    )
+  for value in theta_:
+    if not 0 < value < 1:
+      raise ValueError(f"theta={theta_} is not allowed: it must be in (0, 1).")
+  count = len(theta_)
+
+  def init(x):
+    return jax.tree.map(lambda a: jnp.zeros((count, *a.shape), jnp.float32), x)
+
+  def step(z, state, t):
+    del t
+
+    def one(z, buffers):
+      out = z
+      for r in range(count):
+        out -= jnp.float32(omega_[r]) * buffers[r]
+      rows = [jnp.float32(theta_[r]) * buffers[r] + out for r in range(count)]
+      return out, jnp.stack(rows)
+
+    made = jax.tree.map(one, z, state)
+    return jax.tree.transpose(
+      jax.tree.structure(z), jax.tree.structure((0, 0)), made
+    )
+
+  return Strategy(
+    f"blt({count})",
+    None,
+    init,
+    step,
+    lambda n: toeplitz_matrix(blt_coefficients(theta_, omega_, n), n),
+    count,
+  )
+
+
+def blt_inverse(
+  theta: Sequence[float], omega: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+  """The BLT that is C^-1: eigenvalues of diag(theta) - omega 1^T.
+
+  Returns:
+    Its decays and weights, float64, decays descending.
+
+  >>> theta, omega = blt_inverse([0.9], [0.4])
+  >>> round(float(theta[0]), 10), round(float(omega[0]), 10)
+  (0.5, -0.4)
+  """
+  theta, omega = (np.asarray(v, np.float64) for v in (theta, omega))
+  values, vectors = np.linalg.eig(
+    np.diag(theta) - np.outer(omega, 1.0 + 0 * omega)
+  )
+  weights = -vectors.sum(axis=0) * np.linalg.solve(vectors, omega)
+  order = np.argsort(-values.real)
+  return values.real[order], weights.real[order]
+
+
+def dense(matrix: Any) -> Strategy:
+  """Any lower triangular C; remembers every round.
+
+  Args:
+    matrix: `[n, n]`, lower triangular, its diagonal above 0.
+
+  Raises:
+    ValueError: not square, not lower triangular, or a diagonal that is not
+      positive.
+  """
+  c = np.asarray(matrix, np.float64)
+  if c.ndim != 2 or c.shape[0] != c.shape[1] or np.triu(c, 1).any():
+    raise ValueError(
+      f"matrix of shape {c.shape} is not allowed: it must be square and lower "
+      "triangular."
+    )
+  if not (np.diag(c) > 0).all():
+    raise ValueError("matrix: its diagonal must be above 0.")
+  num = len(c)
+  table = jnp.asarray(c, jnp.float32)
+
+  def init(x):
+    return jax.tree.map(lambda a: jnp.zeros((num, *a.shape), jnp.float32), x)
+
+  def step(z, state, t):
+    row = table[jnp.minimum(t, num - 1)]
+    row_before = jnp.where(jnp.arange(num) < t, row, 0.0)
+
+    def one(z, past):
+      wide = row_before.reshape((num,) + (1,) * z.ndim)
+      out = (z - jnp.sum(wide * past, axis=0)) / row[jnp.minimum(t, num - 1)]
+      return out, past.at[jnp.minimum(t, num - 1)].set(out)
+
+    made = jax.tree.map(one, z, state)
+    return jax.tree.transpose(
+      jax.tree.structure(z), jax.tree.structure((0, 0)), made
+    )
+
+  return Strategy("dense", num, init, step, lambda n: c[:n, :n], num)
+
+
+def from_streaming(noising: Any, *, num_rounds: int | None = None) -> Strategy:
+  """A `StreamingMatrix` of `jax_privacy`, which must be the *noising* matrix.
+
+  Args:
+    noising: C^-1, with `init_multiply(value)` and `multiply_next(value, state)`
+      (`inverse_as_streaming_matrix` of `jax_privacy.matrix_factorization`).
+    num_rounds: rounds for which it is meant; past its last row a dense one
+      would repeat itself.
+
+  Raises:
+    ValueError: it has not these functions.
+  """
+  for name in ("init_multiply", "multiply_next"):
+    if not callable(getattr(noising, name, None)):
+      raise ValueError(
+        f"noising={noising!r:.80} has no {name}: it must be a StreamingMatrix."
+      )
+
+  def step(z, state, t):
+    del t
+    return noising.multiply_next(z, state)
+
+  return Strategy("streaming", num_rounds, noising.init_multiply, step, None, 0)
+
+
+def prefix_variances(matrix: np.ndarray) -> np.ndarray:
+  """Var_t = |row t of A C^-1|^2 of noisy prefix sums at unit noise, `[n]`."""
+  prefix = np.cumsum(np.linalg.inv(matrix), axis=0)
+  return np.sum(prefix**2, axis=1)
+
+
+def fit_blt(
+  num_rounds: int,
+  *,
+  num_buffers: int = 2,
+  max_participations: int = 1,
+  min_sep: int = 1,
+  objective: str = "mean",
+) -> tuple[np.ndarray, np.ndarray]:
+  """BLT parameters of the least loss, squared sensitivity times variance.
+
+  A Nelder-Mead search over decays and weights in float64 (`scipy`, which jax
+  needs anyway); seconds for some thousand rounds.
+
+  Args:
+    num_rounds: T.
+    num_buffers: 1 to 4.
+    max_participations, min_sep: k and b of the participation.
+    objective: `mean` or `max` of the prefix variances.
+
+  Returns:
+    theta, omega `[num_buffers]`.
+
+  Raises:
+    ValueError: a bad setting.
+  """
+  from scipy import optimize, signal
+
+  from locojax.methods.dp_ftrl import sensitivity
+
+  checks.in_range("num_buffers", num_buffers, 1, 4)
+  checks.one_of("objective", objective, ("mean", "max"))
+  reduce = {"mean": np.mean, "max": np.max}[objective]
+  impulse = np.zeros(num_rounds)
+  impulse[0] = 1.0
+
+  def unpack(x):
+    theta = 1 / (1 + np.exp(-x[:num_buffers]))
+    return theta, np.exp(x[num_buffers:])
+
+  def loss(x):
+    theta, omega = unpack(x)
+    c = blt_coefficients(theta, omega, num_rounds)
+    if (c < 0).any() or (np.diff(c) > 1e-12).any():
+      return 1e12
+    noise = np.cumsum(signal.lfilter([1.0], c, impulse))
+    variance = np.cumsum(noise**2)
+    squared = sensitivity.toeplitz(
+      c, max_participations=max_participations, min_sep=min_sep
+    )
+    return squared * reduce(variance)
+
+  decays = np.array([3.0 + 2.5 * r for r in range(num_buffers)])
+  weights = np.log(0.4 / 3.0 ** np.arange(num_buffers))
+  found = optimize.minimize(
+    loss,
+    np.concatenate([decays, weights]),
+    method="Nelder-Mead",
+    options={"maxiter": 4000, "xatol": 1e-6, "fatol": 1e-9},
+  )
+  return unpack(found.x)
