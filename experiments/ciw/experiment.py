@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 from jax.experimental.compilation_cache import compilation_cache
@@ -494,3 +495,47 @@ def run(config, workdir: str) -> dict[str, Any]:
 def evaluate(config, workdir: str) -> Mapping[str, Any]:
   """The rows of the table of a finished folder."""
   return {"rows": noise_report.rows(config, pathlib.Path(workdir))}
+
+
+def training_set(folder: pathlib.Path, replica: int = 0) -> dict[str, Any]:
+  """The noisy training set of a finished trial, and what its network says.
+
+  Args:
+    folder: of the trial.
+    replica: noise and seed, in the order of `cells`.
+
+  Returns:
+    `images`, `labels` as given, `is_noisy`, `probabilities` `[n, K]`.
+
+  Raises:
+    ValueError: the trial is not finished, or has no such replica.
+  """
+  if not (folder / "result.json").exists():
+    raise ValueError(
+      f"{folder} is not allowed: it must be a finished trial of the study, "
+      "with `config.json`, `ckpt` and `result.json`."
+    )
+  config = _saved_config(folder)
+  made = plan(config)
+  cell = made.cells[checks.one_of("replica", replica, range(len(made.cells)))]
+  part = _parts(config, cell)["train"]
+  state = stages.fit(build(config), config, folder)  # trains nothing
+  logits = _predictor(config, made)(state, part.image)[replica]
+  return {
+    "images": part.image,
+    "labels": part.label,
+    "is_noisy": part.wrong,
+    "probabilities": np.asarray(jax.nn.softmax(logits)),
+  }
+
+
+def _saved_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
+  """`config.json` as the config it was, with tuples for lists."""
+
+  def restored(value):
+    if isinstance(value, dict):
+      return {k: restored(v) for k, v in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+  found = json.loads((folder / "config.json").read_text())
+  return ml_collections.ConfigDict(restored(found))

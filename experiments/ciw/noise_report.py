@@ -31,6 +31,11 @@ COLUMNS = {
   "detection_auc": "AUC of wrong against right, last",
   "setting": "chosen",
 }
+NOTES = (
+  "Noise, initialisation and order differ between seeds, and are the same for "
+  "all methods of a seed. Time: sum over trials, without compilation and "
+  "evaluations."
+)
 
 
 class Cell(NamedTuple):
@@ -97,29 +102,59 @@ def _series(config, folder, trial, noise, name) -> tuple[Any, np.ndarray]:
   return pairs[0][0][1:], np.stack([y for _, y in pairs])[:, 1:]
 
 
+def _validations(config, workdir, trial: Trial, noise: str) -> np.ndarray:
+  """`[seeds]`, best accuracies on noisy validation labels; -1 if diverged."""
+  folder = trial.folder(workdir)
+  if (folder / "diverged.json").exists():
+    return np.full(config.num_seeds, -1.0)
+  _, valid = _series(config, folder, trial, noise, "valid/accuracy")
+  return valid.max(axis=1)
+
+
 def validation(config, workdir: pathlib.Path, trial: Trial, noise: str):
   """Best accuracy on noisy validation labels, mean over seeds; -1 if diverged.
 
   All that the choice of hyperparameters looks at.
   """
-  folder = trial.folder(workdir)
-  if (folder / "diverged.json").exists():
-    return -1.0
-  _, valid = _series(config, folder, trial, noise, "valid/accuracy")
-  return float(valid.max(axis=1).mean())
+  return float(_validations(config, workdir, trial, noise).mean())
 
 
 def _group(config, noise: str) -> tuple[str, ...]:
   return tuple(config.noises) if config.noise_together else (noise,)
 
 
+def _several(config, noise: str, method: str) -> list[Trial]:
+  group = _group(config, noise)
+  return [Trial(group, method, n) for n in range(config.num_trials)]
+
+
 def choose(config, workdir: pathlib.Path, noise: str, method: str) -> Trial:
   """The trial of the best noisy validation accuracy; the first of equals."""
-  several = [
-    Trial(_group(config, noise), method, n) for n in range(config.num_trials)
-  ]
+  several = _several(config, noise, method)
   scores = [validation(config, workdir, t, noise) for t in several]
   return several[int(np.argmax(scores))]
+
+
+def searched(config, workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """A row for each noise, method and trial: what the choice has looked at."""
+  out = []
+  for noise in config.noises:
+    for method in config.methods:
+      settings = search.trials(method, config.num_trials)
+      chosen = choose(config, workdir, noise, method)
+      for trial in _several(config, noise, method):
+        scores = 100 * _validations(config, workdir, trial, noise)
+        row = {
+          "data": config.data.name,
+          "noise": noise,
+          "method": method,
+          "trial": trial.number,
+          "setting": search.text(settings[trial.number]),
+          "noisy_validation": list(scores) if scores.min() >= 0 else None,
+          "chosen": "yes" if trial == chosen else "",
+        }
+        out.append(row)
+  return out
 
 
 def _row(config, workdir, noise: str, method: str, realised) -> dict[str, Any]:
@@ -195,30 +230,40 @@ def _lines(config, made, path: pathlib.Path) -> pathlib.Path:
 
 
 def _bars(config, made, path: pathlib.Path) -> pathlib.Path:
-  """One noise: a bar for each method, its last and its best epoch."""
-  made = [row for row in made if "accuracy_last" in row]
-  figure, grid = figures.axes(1, width=6.4, height=0.42 * len(made) + 1.4)
-  ax, place = grid[0, 0], np.arange(len(made))
-  for shift, name, label in (
-    (-0.19, "accuracy_best", "best noisy validation"),
-    (0.19, "accuracy_last", "last epoch"),
-  ):
-    values = [tables.summarize(row[name]) for row in made]
-    ax.barh(
-      place + shift,
-      [v.mean for v in values],
-      0.36,
-      xerr=[np.nan_to_num(v.std) for v in values],
-      label=label,
-      color=curves.COLOURS[0 if shift < 0 else 1],
-    )
-  ax.set_yticks(place, [row["method"] for row in made])
-  ax.invert_yaxis()
-  ax.set_xlabel("clean test accuracy (%)")
-  ax.set_title(f"{config.data.name}, {config.noises[0]}", fontsize=11)
-  ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.08), ncols=2)
-  figures.plain(ax)
+  """A panel for each noise: bars of each method, its last and best epoch."""
+  high = 0.42 * len(config.methods) + 1.4
+  figure, grid = figures.axes(len(config.noises), width=6.4, height=high)
+  for ax, noise in zip(grid[0], config.noises):
+    own = [r for r in made if r["noise"] == noise and "accuracy_last" in r]
+    place = np.arange(len(own))
+    for shift, name, label in (
+      (-0.19, "accuracy_best", "best noisy validation"),
+      (0.19, "accuracy_last", "last epoch"),
+    ):
+      values = [tables.summarize(row[name]) for row in own]
+      ax.barh(
+        place + shift,
+        [v.mean for v in values],
+        0.36,
+        xerr=[np.nan_to_num(v.std) for v in values],
+        label=label,
+        color=curves.COLOURS[0 if shift < 0 else 1],
+      )
+    ax.set_yticks(place, [row["method"] for row in own])
+    ax.invert_yaxis()
+    ax.set_xlabel("clean test accuracy (%)")
+    ax.set_title(f"{config.data.name}, {noise}", fontsize=11)
+    figures.plain(ax)
+  place = dict(loc="lower left", bbox_to_anchor=(0, 1.08), ncols=2)
+  grid[0][0].legend(frameon=False, **place)
   return figures.save(figure, path)
+
+
+def _draw(config, made, path: pathlib.Path) -> pathlib.Path:
+  """Curves over the levels of one kind of noise; bars for several kinds."""
+  kinds = {noise.partition(":")[0] for noise in config.noises}
+  draw = _lines if len(kinds) == 1 < len(config.noises) else _bars
+  return draw(config, made, path)
 
 
 def _seconds(workdir: pathlib.Path) -> float:
@@ -227,7 +272,9 @@ def _seconds(workdir: pathlib.Path) -> float:
 
 
 def write(config, workdir: pathlib.Path) -> dict[str, Any]:
-  """Writes `table.md`, `figure.png` and the result file that config names.
+  """Writes `table.md`, `figure.png` and what `config.results` names.
+
+  Beside the result file are the figure and, as `<name>_trials.json`, all trials.
 
   Returns:
     The rows, the table as markdown, and the paths.
@@ -245,22 +292,30 @@ def write(config, workdir: pathlib.Path) -> dict[str, Any]:
   if not distributed.is_main():
     return out
   (workdir / "table.md").write_text(markdown + "\n")
-  draw = _lines if len(config.noises) > 1 else _bars
-  draw(config, made, workdir / "figure.png")
+  _draw(config, made, workdir / "figure.png")
   if config.results:
-    results.save(
-      config.results,
-      command="python -m experiments.run " + shlex.join(sys.argv[1:]),
-      seeds=range(config.num_seeds),
-      rows=made,
-      time_seconds=_seconds(workdir),
-      device=timing.device_name(),
-      notes=(
-        f"{config.num_trials} trials for each method and noise, chosen by the "
-        "mean over seeds of the best accuracy on noisy validation labels. "
-        "Noise, initialisation and order differ between seeds, and are the "
-        "same for all methods of a seed. Time: sum over trials, without "
-        "compilation and evaluations."
-      ),
-    )
+    _save(config, workdir, made)
   return out
+
+
+def _save(config, workdir: pathlib.Path, made) -> None:
+  """The result file, its figure, and the file of all trials beside it."""
+  path = pathlib.Path(config.results)
+  shared = dict(
+    command="python -m experiments.run " + shlex.join(sys.argv[1:]),
+    seeds=range(config.num_seeds),
+    time_seconds=_seconds(workdir),
+    device=timing.device_name(),
+  )
+  notes = (
+    f"{config.num_trials} trials for each method and noise, chosen by the mean "
+    "over seeds of the best accuracy on noisy validation labels. "
+  )
+  results.save(path, rows=made, notes=notes + NOTES, **shared)
+  results.save(
+    path.with_name(f"{path.stem}_trials.json"),
+    rows=searched(config, workdir),
+    notes=f"Best accuracy on noisy validation labels of each trial. {NOTES}",
+    **shared,
+  )
+  _draw(config, made, path.with_suffix(".png"))

@@ -10,9 +10,12 @@ SOURCE is one of
 * an `.npz` file with `labels` and what a model of your own said of them:
   `probabilities` `[n, K]` or `[epochs, n, K]`, or `losses` `[n]` or
   `[epochs, n]`; then nothing is trained here;
+* a finished trial of the study of noisy labels (`configs/noise.py`), a folder
+  `WORKDIR/trials/<noise>/<method>/<number>`: its training set, and what its
+  network says at the end; `--replica` is the noise and seed in it;
 * a known data set with made noise, `digits@symmetric:0.4`, to see how it does.
 
-For the first two and the last a small network is trained with CICW, whose
+For images without losses or probabilities a small network is trained with CICW, whose
 weights keep it from learning wrong labels. Examples are ranked by the loss of
 their label, averaged over the later half of the epochs. DIR gets
 
@@ -36,7 +39,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.ciw import noisy_images, suspects_data, suspects_train
+from experiments.ciw import (
+  experiment,
+  noisy_images,
+  suspects_data,
+  suspects_train,
+)
 from locojax.core import checks
 from locojax.data import sources
 from locojax.methods import ciw
@@ -82,6 +90,8 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 def _arrays(args) -> dict[str, Any]:
   path = pathlib.Path(args.source)
+  if (path / "config.json").is_file():
+    return experiment.training_set(path.absolute(), args.replica)
   if path.is_dir():
     return _from_folder(path, args.size)
   if path.is_file():
@@ -89,8 +99,8 @@ def _arrays(args) -> dict[str, Any]:
   if "@" in args.source:
     return _from_known(args.source, args.num_train, args.seed)
   raise ValueError(
-    f"source={args.source!r} is not allowed: it must be a folder of images, an "
-    ".npz file, or a data set with noise, as 'digits@symmetric:0.4'."
+    f"source={args.source!r} is not allowed: it must be a folder of images or of "
+    "a finished trial, an .npz file, or a data set with noise, as 'digits@symmetric:0.4'."
   )
 
 
@@ -239,6 +249,7 @@ def main(argv: list[str]) -> None:
   parser.add_argument("--top", type=int, default=48, help="on the sheet")
   parser.add_argument("--lam", type=float, default=0.5, help="of the weights")
   parser.add_argument("--size", type=int, help="resize images of a folder")
+  parser.add_argument("--replica", type=int, default=0, help="of a trial")
   parser.add_argument("--num-train", type=int, default=1400)
   parser.add_argument("--model", default="auto", choices=suspects_train.MODELS)
   parser.add_argument("--epochs", type=int, default=20)

@@ -4,15 +4,17 @@
 
 `surfaces.png`: output of one random network over its two inputs, with ReLU and
 with SmeLU of widening transition; `activations.png`: the activations and their
-derivatives. `surfaces.json` has the roughness of each surface: number of
-strict local minima on the grid and mean absolute second difference.
+derivatives. `surfaces.json`, a result file, has the roughness of each surface:
+number of strict local minima on the grid and mean absolute second difference.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
+import shlex
+import sys
+import time
 from collections.abc import Sequence
 
 import jax
@@ -22,7 +24,7 @@ import numpy as np
 from locojax.core import checks
 from locojax.methods.smelu import activations
 from locojax.nn import mlp
-from locojax.report import curves, figures
+from locojax.report import curves, figures, results, tables
 
 SURFACES = ("relu", "smelu:0.5", "smelu:1", "smelu:2", "smelu:8")
 ACTIVATIONS = (
@@ -133,12 +135,20 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
   parser.add_argument("--seed", type=int, default=0)
-  args = parser.parse_args(argv)
+  args, start = parser.parse_args(argv), time.perf_counter()
   path = args.workdir / "surfaces.png"
   rough = draw_surfaces(path, key=jax.random.key(args.seed))
-  (args.workdir / "surfaces.json").write_text(json.dumps(rough, indent=2))
+  rows = [{"activation": name, **found} for name, found in rough.items()]
+  given = sys.argv[1:] if argv is None else list(argv)
+  results.save(
+    args.workdir / "surfaces.json",
+    command="python -m experiments.smelu.surfaces " + shlex.join(given),
+    seeds=[args.seed],
+    rows=rows,
+    time_seconds=time.perf_counter() - start,
+  )
   other = draw_activations(args.workdir / "activations.png")
-  print(f"{json.dumps(rough, indent=2)}\n\n{path}\n{other}")
+  print(f"{tables.render(rows, list(rows[0]))}\n\n{path}\n{other}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ A is the lower triangle of ones (prefix sums), A = B C. Instead of x_t the
 server sees x_t + (C^-1 Z)_t, Z rows of independent noise, and the prefix sums
 have the noise B Z. A strategy gives C; `next` makes row t of C^-1 Z from row t
 of Z and the rows before. Sensitivities: `sensitivity.toeplitz`,
-`sensitivity.strategy`.
+`sensitivity.matrix_pattern`.
 
 Denisov et al. 2022, arXiv 2202.08312; banded: Choquette-Choo et al. 2023, arXiv
 2306.08153; square root and BLT: McMahan, Xu, Zhang 2024, arXiv 2408.08868, and
