@@ -274,7 +274,7 @@ def _seconds(workdir: pathlib.Path) -> float:
 def write(config, workdir: pathlib.Path) -> dict[str, Any]:
   """Writes `table.md`, `figure.png` and what `config.results` names.
 
-  Beside the result file are the figure and, as `<name>_trials.json`, all trials.
+  Beside the result file come the figure and all trials, `<name>_trials.json`.
 
   Returns:
     The rows, the table as markdown, and the paths.

@@ -15,9 +15,9 @@ SOURCE is one of
   network says at the end; `--replica` is the noise and seed in it;
 * a known data set with made noise, `digits@symmetric:0.4`, to see how it does.
 
-For images without losses or probabilities a small network is trained with CICW, whose
-weights keep it from learning wrong labels. Examples are ranked by the loss of
-their label, averaged over the later half of the epochs. DIR gets
+For images without losses or probabilities a small network is trained with CICW,
+whose weights keep it from learning wrong labels. Examples are ranked by the
+loss of their label, averaged over the later half of the epochs. DIR gets
 
   suspects.csv    rank, index, name, given label, what the model says instead,
                   loss, weight (1 is an average example's)
@@ -99,8 +99,9 @@ def _arrays(args) -> dict[str, Any]:
   if "@" in args.source:
     return _from_known(args.source, args.num_train, args.seed)
   raise ValueError(
-    f"source={args.source!r} is not allowed: it must be a folder of images or of "
-    "a finished trial, an .npz file, or a data set with noise, as 'digits@symmetric:0.4'."
+    f"source={args.source!r} is not allowed: it must be a folder of images or "
+    "of a finished trial, an .npz file, or a data set with noise, as "
+    "'digits@symmetric:0.4'."
   )
 
 

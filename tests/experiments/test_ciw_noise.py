@@ -18,6 +18,7 @@ from experiments.ciw import (
   noise_report,
   noisy_images,
   search,
+  suspects,
 )
 from experiments.ciw.configs import noise as configs
 from experiments.common import stages
@@ -82,6 +83,72 @@ def test_the_run_ends_in_a_table_and_a_figure(finished):
   assert pathlib.Path(out["figure"]).read_bytes()[:4] == b"\x89PNG"
   assert "cicw" in pathlib.Path(out["table"]).read_text()
   assert results.load(config.results)["rows"] == out["rows"]
+
+
+def test_all_trials_and_the_figure_come_with_the_results(finished):
+  config, folder, out = finished
+  path = pathlib.Path(config.results)
+  rows = results.load(path.with_name("results_trials.json"))["rows"]
+  of = lambda row: (row["noise"], row["method"])
+  assert len(rows) == config.num_trials * len(out["rows"])
+  chosen = {of(row): row for row in rows if row["chosen"] == "yes"}
+  for row in out["rows"]:
+    own = chosen[of(row)]
+    assert (own["trial"], own["setting"]) == (row["trial"], row["setting"])
+    assert own["noisy_validation"] == row["noisy_validation"]
+    several = [r["noisy_validation"] for r in rows if of(r) == of(row)]
+    assert np.mean(own["noisy_validation"]) == np.max(np.mean(several, axis=1))
+  assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_several_kinds_of_noise_have_panels_of_their_own(finished, tmp_path):
+  config, folder, out = finished
+  drawn = []
+  axes = noise_report.figures.axes
+
+  def recorded(*args, **options):
+    figure, grid = axes(*args, **options)
+    drawn.append(grid)
+    return figure, grid
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(noise_report.figures, "axes", recorded)
+    config = _config(noises=("symmetric:0.4", "next:0.4"))
+    made = [
+      {**row, "noise": noise}
+      for row, noise in zip(out["rows"], np.repeat(config.noises, 2))
+    ]
+    noise_report._draw(config, made, tmp_path / "figure.png")
+  titles = [ax.get_title() for ax in drawn[0][0]]
+  assert titles == ["digits, symmetric:0.4", "digits, next:0.4"]
+
+
+@pytest.mark.parametrize("replica", [0, 3])
+def test_suspects_of_a_finished_trial(finished, tmp_path, replica):
+  config, folder, _ = finished
+  trial, one = list(experiment.trials(config).items())[-1]
+  argv = [str(trial.folder(folder)), "--workdir", str(tmp_path)]
+  suspects.main([*argv, "--replica", str(replica)])
+  found = json.loads((tmp_path / "detection.json").read_text())
+  cell = experiment.cells(one)[replica]
+  wrong = experiment._parts(one, cell)["train"].wrong
+  assert found["wrong_labels"] == wrong.mean()
+  assert found["auc"] > 0.6
+  rows = (tmp_path / "suspects.csv").read_text().splitlines()
+  assert len(rows) == len(wrong) + 1
+  for name in ("suspects.png", "weights.png"):
+    assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_suspects_need_a_finished_trial_and_one_of_its_replicas(
+  finished, tmp_path
+):
+  config, folder, _ = finished
+  trial = list(experiment.trials(config))[-1]
+  with pytest.raises(ValueError, match="replica=4"):
+    experiment.training_set(trial.folder(folder), 4)
+  with pytest.raises(ValueError, match="must be a finished trial"):
+    experiment.training_set(tmp_path)
 
 
 def test_run_again_trains_nothing(finished, monkeypatch):

@@ -1,0 +1,167 @@
+"""DP-FTRL: federated learning with user-level differential privacy.
+
+Kairouz, McMahan, Song, Thakkar, Thakurta, Xu: "Practical and Private (Deep)
+Learning without Sampling or Shuffling", arXiv 2103.00039.
+
+    tx = dp_ftrl.dp_ftrl(1.0, noise_multiplier=1.0, clip_norm=0.5,
+                         num_clients=100, key=dp_ftrl.key_from_entropy(),
+                         max_rounds=1000)
+    step = dp_ftrl.make_step(loss_fn, tx, client_tx=optax.sgd(0.1),
+                             clip=dp_ftrl.Clip(0.5), clients_per_chunk=4)
+    zeta_sq = dp_ftrl.tree_squared_sensitivity(1000, 3, 300)
+    dp_ftrl.zcdp_to_eps(dp_ftrl.zcdp(zeta_sq, 1.0), delta=1e-6)
+"""
+
+from locojax.methods.dp_ftrl.accounting import (
+  BLOG_ORDERS,
+  dp_event,
+  noise_multiplier_for,
+  poisson_eps,
+  poisson_noise_multiplier,
+  rho_for,
+  statement,
+  zcdp,
+  zcdp_to_eps,
+)
+from locojax.methods.dp_ftrl.clipping import (
+  COUNT_SENSITIVITY,
+  Clip,
+  QuantileClip,
+  clip_update,
+  split_noise_multiplier,
+  update_norm,
+)
+from locojax.methods.dp_ftrl.keys import fingerprint as key_fingerprint
+from locojax.methods.dp_ftrl.keys import from_entropy as key_from_entropy
+from locojax.methods.dp_ftrl.ledger import (
+  LedgerError,
+  PrivacyLedger,
+  Release,
+  cohort_hash,
+)
+from locojax.methods.dp_ftrl.matrix import (
+  Strategy,
+  banded,
+  blt,
+  blt_inverse,
+  dense,
+  fit_blt,
+  from_streaming,
+  identity,
+  sqrt_toeplitz,
+)
+from locojax.methods.dp_ftrl.next_word import (
+  NextWordModel,
+  masked_accuracies,
+  next_word_loss,
+  next_word_model,
+)
+from locojax.methods.dp_ftrl.noise import (
+  add_matrix_noise,
+  add_tree_noise,
+  check_rounds,
+  dp_ftrl,
+  quantize,
+  quantized_norm,
+  tree_prefix_noise,
+)
+from locojax.methods.dp_ftrl.participation import (
+  Cohort,
+  FixedOrder,
+  Log,
+  MinSepSampler,
+  PoissonClients,
+  ShuffledEpochs,
+  logged,
+)
+from locojax.methods.dp_ftrl.rounds import (
+  RoundState,
+  init_state,
+  make_step,
+  server_sgd,
+)
+from locojax.methods.dp_ftrl.sensitivity import (
+  every_round as every_round_squared_sensitivity,
+)
+from locojax.methods.dp_ftrl.sensitivity import (
+  fixed_order as fixed_order_squared_sensitivity,
+)
+from locojax.methods.dp_ftrl.sensitivity import (
+  matrix_pattern as pattern_squared_sensitivity,
+)
+from locojax.methods.dp_ftrl.sensitivity import (
+  min_sep_from_tfp,
+)
+from locojax.methods.dp_ftrl.sensitivity import (
+  restarts as restart_squared_sensitivity,
+)
+from locojax.methods.dp_ftrl.sensitivity import (
+  toeplitz as toeplitz_squared_sensitivity,
+)
+from locojax.methods.dp_ftrl.sensitivity import (
+  tree as tree_squared_sensitivity,
+)
+from locojax.methods.dp_ftrl.tree import RestartPolicy
+
+__all__ = [
+  "BLOG_ORDERS",
+  "COUNT_SENSITIVITY",
+  "Clip",
+  "Cohort",
+  "FixedOrder",
+  "LedgerError",
+  "Log",
+  "MinSepSampler",
+  "NextWordModel",
+  "PoissonClients",
+  "PrivacyLedger",
+  "QuantileClip",
+  "Release",
+  "RestartPolicy",
+  "RoundState",
+  "ShuffledEpochs",
+  "Strategy",
+  "add_matrix_noise",
+  "add_tree_noise",
+  "banded",
+  "blt",
+  "blt_inverse",
+  "check_rounds",
+  "clip_update",
+  "cohort_hash",
+  "dense",
+  "dp_event",
+  "dp_ftrl",
+  "every_round_squared_sensitivity",
+  "fit_blt",
+  "fixed_order_squared_sensitivity",
+  "from_streaming",
+  "identity",
+  "init_state",
+  "key_fingerprint",
+  "key_from_entropy",
+  "logged",
+  "make_step",
+  "masked_accuracies",
+  "min_sep_from_tfp",
+  "next_word_loss",
+  "next_word_model",
+  "noise_multiplier_for",
+  "pattern_squared_sensitivity",
+  "poisson_eps",
+  "poisson_noise_multiplier",
+  "quantize",
+  "quantized_norm",
+  "restart_squared_sensitivity",
+  "rho_for",
+  "server_sgd",
+  "split_noise_multiplier",
+  "sqrt_toeplitz",
+  "statement",
+  "toeplitz_squared_sensitivity",
+  "tree_prefix_noise",
+  "tree_squared_sensitivity",
+  "update_norm",
+  "zcdp",
+  "zcdp_to_eps",
+]

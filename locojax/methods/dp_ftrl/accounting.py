@@ -1,11 +1,11 @@
 """From sensitivity and noise to privacy statements.
 
 zCDP: rho = zeta^2 / (2 z^2), with zeta^2 of `sensitivity` and z the noise of a
-node over the clip norm. The mechanisms here are Gaussian as a whole, so they
-are mu-GDP with mu = zeta / z as well, which the `exact` conversion uses. Privacy
-is that of one user with all their data over all rounds, by replacement with
-zeros. Not covered: hyperparameters tuned on private data, metrics released
-without noise.
+node over the clip norm. The mechanisms here are Gaussian as a whole, and so
+mu-GDP with mu = zeta / z as well, which the `exact` conversion uses. Privacy is
+that of one user with all their data over all rounds, by replacement with zeros.
+Not covered: hyperparameters tuned on private data, metrics released without
+noise.
 """
 
 from __future__ import annotations
