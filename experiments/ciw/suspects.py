@@ -212,7 +212,8 @@ def histograms(
     for key, colour in zip(("clean", "noisy") if known else ("clean",), (0, 1)):
       label = {"clean": "right", "noisy": "wrong"}[key] if known else "all"
       ax.stairs(found[key], edges, label=label, color=curves.COLOURS[colour])
-    ax.set_title(f"epoch {epoch + 1}", fontsize=10)
+    if len(each) > 1:
+      ax.set_title(f"epoch {epoch + 1}", fontsize=10)
     ax.set_xlabel("weight")
     figures.plain(ax)
   grid[0][0].set_ylabel("examples")

@@ -4,8 +4,8 @@ A line is written and forced to disk *before* the release that it is of. If a
 run then stops between ledger and checkpoint, the ledger is ahead, and the noise
 of the rounds in between may have been seen with the data of one cohort. Going
 on would use the same noise with whatever cohort comes, and the difference of
-two releases with equal noise shows the data. `resume` refuses that, and names the
-two ways out.
+two releases with equal noise shows the data. `resume` refuses that, and names
+the two ways out.
 
 Lines are JSON, each with the hash of the line before, so that nothing is
 changed or left out unnoticed. Keys are never written, only their fingerprints.

@@ -261,7 +261,7 @@ class MinSepSampler:
     object.__setattr__(self, "_memory", {})
 
   def __call__(self, round_index: int) -> Cohort:
-    """The cohort of a round; rounds before it are made if they are not known."""
+    """The cohort of a round; makes those before it if they are not known."""
     memory = self._memory
     for t in range(len(memory), round_index + 1):
       memory[t] = self._next(t)
