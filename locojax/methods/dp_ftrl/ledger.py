@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from locojax.core import checks
@@ -55,6 +55,7 @@ class Release:
     num_clients: m, the public number that sums are divided by.
     cohort: `cohort_hash` of who took part.
     max_participations, min_sep: realised up to and with this round.
+    mechanism: whose noise it is; `statement` knows `tree`.
   """
 
   run_id: str
@@ -67,6 +68,7 @@ class Release:
   cohort: str
   max_participations: int
   min_sep: int
+  mechanism: str = "tree"
 
 
 def _digest(text: str) -> str:
@@ -250,21 +252,40 @@ class PrivacyLedger:
         out.setdefault((r["key"], r["tree_id"]), []).append(r)
     return list(out.values())
 
-  def statement(self, run_id: str, *, delta: float) -> dict[str, float]:
+  def statement(
+    self,
+    run_id: str,
+    *,
+    delta: float,
+    squared_sensitivity: Callable[[int, int, int], float] | None = None,
+  ) -> dict[str, float]:
     """rho and eps of all that was released, lost rounds among it.
 
     Each tree is charged for the realised participations: at most k in it, and
     `min_sep` apart; rho of trees adds.
 
+    Args:
+      run_id: of the run.
+      delta: in (0, 1).
+      squared_sensitivity: (rounds, k, b) -> zeta^2 of one mechanism; needed for
+        mechanisms other than trees.
+
     Raises:
-      LedgerError: no releases of this run.
+      LedgerError: no releases of this run, or a mechanism that is not known.
     """
     parts = self.segments(run_id)
     if not parts:
       raise LedgerError(f"{self.path} has no releases of run {run_id!r}.")
+    others = {r["mechanism"] for part in parts for r in part} - {"tree"}
+    if others and squared_sensitivity is None:
+      raise LedgerError(
+        f"the mechanisms {sorted(others)} are not trees: give their "
+        "squared_sensitivity."
+      )
+    measure = squared_sensitivity or sensitivity.tree
     rho = total = 0.0
     for part in parts:
-      squared = sensitivity.tree(
+      squared = measure(
         len(part),
         max(r["max_participations"] for r in part),
         min(r["min_sep"] for r in part),

@@ -115,3 +115,18 @@ def test_the_statement_uses_realised_participation(tmp_path):
   found = book.statement("run", delta=1e-5)
   assert found["squared_sensitivity"] == sensitivity.tree(12, 3, 4)
   assert found["eps_exact"] <= found["eps_rdp"]
+
+
+def test_other_mechanisms_need_their_sensitivity(tmp_path):
+  book = ledger.PrivacyLedger(tmp_path / "ledger.jsonl")
+  for t in range(6):
+    k = 1 + t // 3
+    book.append(
+      _release(t, max_participations=k, min_sep=3, mechanism="independent")
+    )
+  with pytest.raises(ledger.LedgerError, match="independent"):
+    book.statement("run", delta=1e-5)
+  found = book.statement(
+    "run", delta=1e-5, squared_sensitivity=lambda num, k, b: float(k)
+  )
+  assert found["rho"] == pytest.approx(accounting.zcdp(2, 7.0))

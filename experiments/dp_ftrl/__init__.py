@@ -1,0 +1,1 @@
+"""Federated learning with user-level differential privacy: experiments."""

@@ -1,0 +1,119 @@
+"""Table and figure of the federated experiments, from their run folders."""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.common import timing
+from locojax.methods import dp_ftrl
+from locojax.report import curves, results, runs, tables
+from locojax.train import distributed
+
+COLUMNS = {
+  "method": "method",
+  "rho": "rho",
+  "eps": "eps (exact)",
+  "noise_multiplier": "z",
+  "squared_sensitivity": "zeta^2",
+  "server_rate": "server rate",
+  "accuracy": "test accuracy (%)",
+  "loss": "test loss",
+}
+
+
+def folder(workdir: pathlib.Path, method: str, rho: float) -> pathlib.Path:
+  """Where a point lives."""
+  return pathlib.Path(workdir) / method / f"rho_{rho:g}"
+
+
+def _values(found: Sequence[runs.Run], name: str) -> list[float | None]:
+  return [r.result["values"].get(name) if r.finished else None for r in found]
+
+
+def _row(config, workdir, method, rho, place, make) -> dict[str, Any]:
+  where = folder(workdir, method, rho)
+  found = [runs.load(where / f"seed_{s}") for s in config.seeds]
+  mechanism = make(method, place, rho)
+  private = method != "none"
+  accuracy = _values(found, "test/accuracy")
+  return {
+    "task": config.task,
+    "data": config.data.name,
+    "method": method,
+    "rho": rho if private else None,
+    "eps": dp_ftrl.zcdp_to_eps(rho, place.delta) if private else None,
+    "delta": place.delta,
+    "noise_multiplier": mechanism.noise_multiplier,
+    "squared_sensitivity": mechanism.squared_sensitivity,
+    "server_rate": found[0].config["server_rate"],
+    "accuracy": [None if a is None else 100 * a for a in accuracy],
+    "loss": _values(found, "test/loss"),
+    "num_rounds": place.num_rounds,
+    "max_participations": place.max_participations,
+    "min_sep": place.min_sep,
+  }
+
+
+def _figure(config, made, path: pathlib.Path) -> pathlib.Path:
+  """Accuracy against eps, a curve for each method."""
+  data = {}
+  for method in config.methods:
+    own = [r for r in made if r["method"] == method]
+    if method == "none":
+      ends = sorted(r["eps"] for r in made if r["eps"])
+      x = np.array([ends[0], ends[-1]] if ends else [1.0])
+      y = np.array([own[0]["accuracy"]] * len(x), float)
+    else:
+      own = sorted(own, key=lambda r: r["eps"])
+      x = np.array([r["eps"] for r in own])
+      y = np.array([r["accuracy"] for r in own], float)
+    data[method, 0] = curves.average([(x, s) for s in y.T], band="std")
+  panels = [
+    curves.Panel(
+      key="accuracy",
+      title=f"{config.task}, {config.data.name}",
+      x_label=f"eps at delta {config.delta:g}, exact",
+      y_label="test accuracy (%)",
+    )
+  ]
+  return curves.draw(data, list(config.methods), panels, path)
+
+
+def write(
+  config, workdir: pathlib.Path, points, place, make: Callable
+) -> dict[str, Any]:
+  """Writes `table.md`, `figure.png`, and the result file that config names."""
+  made = [_row(config, workdir, m, r, place, make) for m, r in points]
+  markdown = tables.render(made, COLUMNS)
+  out = {"rows": made, "markdown": markdown}
+  out["table"] = str(workdir / "table.md")
+  out["figure"] = str(workdir / "figure.png")
+  if not distributed.is_main():
+    return out
+  (workdir / "table.md").write_text(markdown + "\n")
+  _figure(config, made, workdir / "figure.png")
+  if config.results:
+    found = runs.load_all(workdir)
+    results.save(
+      config.results,
+      command="python -m experiments.run " + shlex.join(sys.argv[1:]),
+      seeds=config.seeds,
+      rows=made,
+      time_seconds=sum((r.result or {}).get("seconds", 0.0) for r in found),
+      device=timing.device_name(),
+      notes=(
+        f"{place.num_rounds} rounds of {config.cohort_size} clients, each in "
+        f"at most {place.max_participations} rounds, at least {place.min_sep} "
+        f"apart; clip norm {config.clip_norm:g}. Server rates of "
+        f"{tuple(config.server_rates)} by test accuracy of another seed, which "
+        "no privacy is charged for. `amplified` has the eps of the others, by "
+        "privacy loss distributions for Poisson cohorts."
+      ),
+    )
+  return out
