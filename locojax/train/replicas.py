@@ -45,10 +45,18 @@ from locojax.train import experiment as experiment_lib
 from locojax.train import sharding, variation
 
 SOURCES = variation.SOURCES
-HOW = ("vmap", "map")
+HOW = ("vmap", "map", "unroll")
 
 Experiment = experiment_lib.Experiment
 PredictFn = Callable[[types.TrainState, types.Batch], jax.Array]
+
+
+def _row(tree, index: int):
+  return jax.tree.map(lambda x: x[index], tree)
+
+
+def _stack(trees_: list):
+  return jax.tree.map(lambda *x: jnp.stack(x), *trees_)
 
 
 def _over_replicas(f, how: str, num_replicas: int):
@@ -59,6 +67,10 @@ def _over_replicas(f, how: str, num_replicas: int):
   """
   if how == "map":
     return lambda own, shared: jax.lax.map(lambda x: f(x, shared), own)
+  if how == "unroll":
+    return lambda own, shared: _stack(
+      [f(_row(own, r), shared) for r in range(num_replicas)]
+    )
 
   def spread(x):
     x = jnp.asarray(x)
@@ -186,9 +198,9 @@ def _check_layout(how: str, replica_axis: str | None) -> None:
   if replica_axis is None:
     return
   checks.one_of("replica_axis", replica_axis, sharding.AXES)
-  if how == "map":
+  if how != "vmap":
     raise ValueError(
-      f"replica_axis={replica_axis!r} is not allowed with how='map', which "
+      f"replica_axis={replica_axis!r} is not allowed with how={how!r}, which "
       "takes one replica after the other."
     )
 
@@ -233,7 +245,8 @@ def from_experiment(
       `label_permutations(...)[replica, j]`.
     num_classes: for `labels`.
     how: `vmap`, or `map`: one replica after the other, which takes less
-      memory for activations.
+      memory for activations; or `unroll`: the same without a loop, which
+      compiles longer (XLA's convolutions in a loop are very slow on CPUs).
     replica_axis: mesh axis over which the replicas are spread, usually `data`;
       it is then taken out of all other layouts, so that every device sees
       whole batches (so must each process: `batches` must not cut them). None

@@ -327,8 +327,12 @@ def scanned(step: types.StepFn, num_updates: int) -> types.StepFn:
 
   def many(state: types.TrainState, batch: types.Batch):
     inner = state.replace(step=state.step * num_updates)
-    inner, found = jax.lax.scan(step, inner, batch)
-    found = jax.tree.map(merged, found, is_leaf=_is_mean)
+    if num_updates == 1:
+      # Not in a loop, where XLA's convolutions are slow on CPUs.
+      inner, found = step(inner, jax.tree.map(lambda x: x[0], batch))
+    else:
+      inner, found = jax.lax.scan(step, inner, batch)
+      found = jax.tree.map(merged, found, is_leaf=_is_mean)
     return inner.replace(step=state.step + 1), found
 
   return many

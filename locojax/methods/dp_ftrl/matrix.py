@@ -326,8 +326,9 @@ def fit_blt(
   impulse[0] = 1.0
 
   def unpack(x):
-    theta = 1 / (1 + np.exp(-x[:num_buffers]))
-    return theta, np.exp(x[num_buffers:])
+    logits = np.clip(x[:num_buffers], -12.0, 12.0)
+    theta = 1 / (1 + np.exp(-logits))
+    return theta, np.exp(np.clip(x[num_buffers:], -30.0, 5.0))
 
   def loss(x):
     theta, omega = unpack(x)

@@ -1,0 +1,187 @@
+"""Federated experiments: tiny runs, resume with noise, ledger, statement."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.common import stages
+from experiments.dp_ftrl import (
+  experiment,
+  mechanisms,
+  statement,
+  trajectory,
+)
+from experiments.dp_ftrl.configs import classification, next_word
+from locojax.methods import dp_ftrl
+from locojax.report import results
+from locojax.train import check
+
+
+def _config(module, variant="tiny", **changes):
+  config = module.get_config(variant).copy_and_resolve_references()
+  with config.unlocked():
+    for name, value in changes.items():
+      config[name] = value
+  return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("dp")
+  config = _config(
+    classification,
+    methods=("none", "tree_honaker"),
+    seeds=(0,),
+    server_rates=(0.3,),
+    results=str(folder / "result.json"),
+  )
+  return config, folder / "run", experiment.run(config, str(folder / "run"))
+
+
+def test_the_run_ends_in_a_table_and_a_figure(finished):
+  config, _, out = finished
+  assert [r["method"] for r in out["rows"]] == ["none", "tree_honaker"]
+  tree = out["rows"][1]
+  assert tree["squared_sensitivity"] == dp_ftrl.tree_squared_sensitivity(
+    6, 1, 6
+  )
+  assert dp_ftrl.zcdp(
+    tree["squared_sensitivity"], tree["noise_multiplier"]
+  ) == pytest.approx(1.0)
+  assert results.load(config.results)["rows"] == out["rows"]
+  with open(out["figure"], "rb") as f:
+    assert f.read(4) == b"\x89PNG"
+
+
+def test_run_again_trains_nothing(finished, monkeypatch):
+  config, folder, out = finished
+  monkeypatch.setattr(experiment, "build", None)  # to call it would fail
+  assert experiment.run(config, str(folder))["rows"] == out["rows"]
+
+
+def test_the_ledger_states_what_the_table_says(finished, capsys):
+  _, folder, out = finished
+  path = folder / "tree_honaker" / "rho_1" / "seed_0" / experiment.LEDGER
+  book = dp_ftrl.PrivacyLedger(path)
+  found = book.statement("run", delta=1e-5)
+  assert found["num_rounds"] == 6
+  assert found["rho"] == pytest.approx(1.0)
+  assert found["eps_exact"] == pytest.approx(out["rows"][1]["eps"])
+  statement.main(["--ledger", str(path), "--delta", "1e-5"])
+  assert f"{found['eps_exact']:.6g}" in capsys.readouterr().out
+
+
+def _one(**changes):
+  settings = {"method": "tree_honaker", "server_rate": 0.3, **changes}
+  return _config(classification, **settings)
+
+
+def test_an_interrupted_run_ends_in_the_same_bits(tmp_path):
+  config = _one()
+  settings = dict(log_every=3, save_every=3, keep=1)
+
+  def fit(folder, num_steps=6):
+    made = experiment.build(config, folder)
+    made = dataclasses.replace(made, num_steps=num_steps)
+    return stages.fit(made, config, folder, **settings)
+
+  fit(tmp_path / "cut", 3)
+  state, whole = fit(tmp_path / "cut"), fit(tmp_path / "whole")
+  jax.tree.map(np.testing.assert_array_equal, state.params, whole.params)
+  noise = lambda s: jax.tree.leaves(s.opt_state[0].buffers)
+  jax.tree.map(np.testing.assert_array_equal, noise(state), noise(whole))
+  books = [
+    dp_ftrl.PrivacyLedger(tmp_path / name / experiment.LEDGER).records
+    for name in ("cut", "whole")
+  ]
+  assert books[0] == books[1]
+
+
+def test_resume_with_another_cohort_is_refused(tmp_path):
+  settings = dict(log_every=3, save_every=3, keep=1)
+  made = dataclasses.replace(experiment.build(_one(), tmp_path), num_steps=6)
+  batches = made.batches(0)
+  for _ in range(5):  # released up to round 5, nothing saved
+    next(batches)
+  other = _one()
+  with other.unlocked():
+    other.data.num_clients = 72  # other cohorts, the same noise
+  made = experiment.build(other, tmp_path)
+  with pytest.raises(dp_ftrl.LedgerError, match="another cohort"):
+    stages.fit(made, other, tmp_path, **settings)
+
+
+def test_every_mechanism_has_the_wanted_privacy():
+  place = mechanisms.Participation(20, 2, 10, 0.1, 1e-5)
+  for name in mechanisms.METHODS[1:]:
+    made = mechanisms.make(name, place, 2.0)
+    if name == "amplified":
+      eps = dp_ftrl.poisson_eps(made.noise_multiplier, 0.1, 20, 1e-5)
+      wanted = dp_ftrl.zcdp_to_eps(2.0, 1e-5)
+      assert wanted * 0.99 <= eps <= wanted
+    else:
+      rho = dp_ftrl.zcdp(made.squared_sensitivity, made.noise_multiplier)
+      assert rho == pytest.approx(2.0)
+  with pytest.raises(ValueError, match="method='trees'"):
+    mechanisms.make("trees", place, 1.0)
+
+
+def test_poisson_cohorts_train(monkeypatch):
+  fixed = lambda *args: 2.0  # the search for it is tested above
+  monkeypatch.setattr(dp_ftrl, "poisson_noise_multiplier", fixed)
+  config = _one(method="amplified", num_rounds=2)
+  made = experiment.build(config)
+  batch = next(made.batches(0))
+  assert batch["client_mask"].shape[0] > config.cohort_size
+  state = made.init(jax.random.key(0))
+  state, found = jax.jit(made.step)(state, batch)
+  assert np.isfinite(float(found["loss"].value()))
+
+
+def test_next_word_runs(tmp_path):
+  config = _config(next_word, methods=("tree_honaker",))
+  out = experiment.run(config, str(tmp_path))
+  assert np.isfinite(out["rows"][0]["loss"]).all()
+
+
+def test_production_size_is_described_without_data():
+  config = _config(next_word, "paper")
+  made = experiment.build(config)
+  report = check.run(made, axes={"data": 16}, topology=None)
+  assert "1,412,250" in report.text
+
+
+def test_trajectory_is_as_the_theory_says(tmp_path, capsys):
+  trajectory.main(
+    ["--workdir", str(tmp_path), "--steps", "16", "--seeds", "600"]
+  )
+  assert (tmp_path / "trajectory.png").read_bytes()[:4] == b"\x89PNG"
+  found = trajectory.measure(16, 600, 1)
+  for row in trajectory.rows(found):
+    assert row["step_mse"] == pytest.approx(row["step_theory"], rel=0.05)
+    assert row["prefix_mse"] == pytest.approx(row["prefix_theory"], rel=0.15)
+
+
+def test_theory_at_64_steps():
+  mean = lambda m, i: trajectory.theory(m, 64)[i].mean()
+  assert mean("tree_honaker", 0) == pytest.approx(8.439, abs=1e-3)
+  assert mean("tree_basic", 0) == pytest.approx(13.891, abs=1e-3)
+  assert mean("independent", 1) == 32.5
+  assert mean("tree_basic", 1) == pytest.approx(21.109, abs=1e-3)
+  assert mean("tree_honaker", 1) == pytest.approx(13.339, abs=1e-3)
+  final = lambda m: trajectory.theory(m, 64)[1][-1]
+  assert final("independent") == 64 and final("tree_basic") == 7
+  assert final("tree_honaker") == pytest.approx(3.528, abs=1e-3)
+
+
+def test_the_production_statement(capsys):
+  statement.main([])
+  out = capsys.readouterr().out
+  for words in ("79", "0.806122", "8.52609", "8.89861", "87", "2.63"):
+    assert words in out
+  statement.main(["--lengths", "8", "8", "5", "-z", "2"])
+  assert "11" in capsys.readouterr().out
