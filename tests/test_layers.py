@@ -43,7 +43,7 @@ ROOMS = {
   "decode": Room(_BASE | {"flax"}, frozenset(), frozenset({"core"})),
   "methods": Room(
     _PLAIN,
-    frozenset({"jedi", "sympy", "pycocotools", "dp_accounting"}),
+    frozenset({"jedi", "sympy", "pycocotools", "dp_accounting", "scipy"}),
     _LIBRARY,
   ),
   "data": Room(

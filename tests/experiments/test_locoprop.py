@@ -96,7 +96,18 @@ def test_divergence_is_reported_not_fatal(tmp_path):
   assert rows["adam"]["ratio_equal_epochs"] == 1.0
 
 
-@pytest.mark.parametrize("kind", [None, "matching", "kfac", "soap"])
+_SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+  "kind",
+  [
+    None,
+    "matching",
+    pytest.param("kfac", marks=_SLOW),
+    pytest.param("soap", marks=_SLOW),
+  ],
+)
 def test_resume_is_bitwise(kind, tmp_path):
   """A run cut in the middle ends in the same lines as one that was not."""
   method = {None: "adam", "matching": "locoprop_m"}.get(kind, kind)
@@ -134,7 +145,13 @@ def _replace(made, batches):
   return dataclasses.replace(made, batches=batches)
 
 
-@pytest.mark.parametrize("method", list(search.SPACES))
+_QUICK = ("adam", "muon", "kfac", "locoprop_s_exact", "locoprop_m_fast")
+
+
+@pytest.mark.parametrize(
+  "method",
+  [pytest.param(m, marks=[] if m in _QUICK else _SLOW) for m in search.SPACES],
+)
 def test_every_method_lowers_the_loss(method, tmp_path):
   config = _tiny(methods=(), method=method, num_epochs=4)
   result = experiment.fit(config, tmp_path)
@@ -150,7 +167,7 @@ def test_declared_transfers_are_those_of_the_model():
     )
     params = task.init(jax.random.key(0))
     x = np.random.default_rng(0).random((5, 9), np.float32)
-    _, _, tape = locoprop.capture(task.loss)(
+    _, _, tape = jax.jit(locoprop.capture(task.loss))(
       params, {}, {"image": x}, jax.random.key(0)
     )
     locoprop.verify_transfers(tape, task.transfers)

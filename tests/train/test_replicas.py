@@ -250,11 +250,11 @@ def _assert_close(first, second):
   "kind, how, vary",
   [
     ("adam", "map", ALL),
-    ("ema", "map", ("init",)),
-    ("adam", "vmap", ("init",)),
+    pytest.param("ema", "map", ("init",), marks=pytest.mark.slow),
+    pytest.param("adam", "vmap", ("init",), marks=pytest.mark.slow),
     ("ema", "vmap", ("order", "dropout", "rounding")),
     ("locoprop", "vmap", ALL),
-    ("locoprop", "map", ("dropout",)),
+    pytest.param("locoprop", "map", ("dropout",), marks=pytest.mark.slow),
   ],
 )
 def test_replicas_are_single_runs(kind, how, vary):

@@ -333,3 +333,17 @@ def test_scanned_makes_the_updates_one_by_one():
   np.testing.assert_allclose(found["norm"], np.mean(norms), rtol=1e-6)
   with pytest.raises(ValueError, match="num_updates=0"):
     steps.scanned(step, 0)
+
+
+def test_one_update_needs_no_loop():
+  tx = optax.sgd(0.1, momentum=0.9)
+  step = steps.with_update(steps.from_loss(_masked_loss, tx))
+  start, row = _state(tx).replace(step=jnp.int32(2)), _batch(mask=[1] * 12)
+  several = jax.jit(steps.scanned(step, 1))
+  batch = jax.tree.map(lambda x: x[None], row)
+  found, metrics = several(start, batch)
+  wanted, single = jax.jit(step)(start, row)
+  assert found.step == wanted.step == 3
+  chex.assert_trees_all_close(found.params, wanted.params, rtol=1e-6)
+  chex.assert_trees_all_close(metrics, single, rtol=1e-6)
+  assert "while" not in several.lower(start, batch).as_text()
