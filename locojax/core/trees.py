@@ -74,6 +74,21 @@ def mask(tree: PyTree, patterns: str | Iterable[str]) -> PyTree:
   return map_with_path(lambda path, _: matches(path, patterns), tree)
 
 
+def strong_types(tree: PyTree) -> PyTree:
+  """Arrays without weak types, which would make a second compilation.
+
+  Typed PRNG keys stay as they are.
+  """
+
+  def strong(x):
+    x = jnp.asarray(x)
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      return x
+    return jax.lax.convert_element_type(x, x.dtype)
+
+  return jax.tree.map(strong, tree)
+
+
 def num_params(tree: PyTree) -> int:
   """The number of scalars in a tree of arrays or shape structs."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree))

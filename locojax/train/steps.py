@@ -25,18 +25,6 @@ from locojax.core import metrics as metrics_lib
 _BATCH_STREAM = 0x5EED_BA7C
 
 
-def _strong(tree: types.PyTree) -> types.PyTree:
-  """Drops weak types, which would make a second compilation of a step."""
-
-  def strong(x):
-    x = jnp.asarray(x)
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-      return x
-    return jax.lax.convert_element_type(x, x.dtype)
-
-  return jax.tree.map(strong, tree)
-
-
 def init_state(
   params: types.PyTree,
   tx: optax.GradientTransformation,
@@ -59,7 +47,7 @@ def init_state(
     step=jnp.zeros((), jnp.int32),
     params=params,
     model_state={} if model_state is None else model_state,
-    opt_state=_strong(tx.init(params)),
+    opt_state=trees.strong_types(tx.init(params)),
     key=key,
   )
 
@@ -268,7 +256,9 @@ def from_loss(
       grad=grads,
       value_fn=lambda p: loss_fn(p, state.model_state, batch, key)[0],
     )
-    return state.advance(updates, _strong(opt_state), model_state), metrics
+    return state.advance(
+      updates, trees.strong_types(opt_state), model_state
+    ), metrics
 
   return step
 

@@ -10,6 +10,7 @@ import pytest
 
 from experiments.common import stages
 from experiments.dp_ftrl import (
+  bench,
   experiment,
   mechanisms,
   statement,
@@ -185,3 +186,16 @@ def test_the_production_statement(capsys):
     assert words in out
   statement.main(["--lengths", "8", "8", "5", "-z", "2"])
   assert "11" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_benchmark_has_a_row_for_each_setting(tmp_path):
+  path = str(tmp_path / "bench.json")
+  argv = ["--preset", "cifg_tiny", "--client-preset", "cifg_tiny"]
+  bench.main([*argv, "--num-clients", "16", "--rounds", "1", "--results", path])
+  rows = results.load(path)["rows"]
+  assert [r["ratio"] for r in rows if r["setting"] == "no noise"] == [1.0]
+  sizes = {r["setting"]: r["mib"] for r in rows}
+  assert sizes["tree, Honaker"] == pytest.approx(
+    12 * sizes["no noise"], rel=0.1
+  )

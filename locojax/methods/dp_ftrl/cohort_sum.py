@@ -45,18 +45,6 @@ class Sums(NamedTuple):
   clients: jax.Array
 
 
-def strong(tree: types.PyTree) -> types.PyTree:
-  """Drops weak types, which would make a second compilation of a step."""
-
-  def one(x):
-    x = jnp.asarray(x)
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-      return x
-    return jax.lax.convert_element_type(x, x.dtype)
-
-  return jax.tree.map(one, tree)
-
-
 def _as_means(loss: jax.Array, found: types.Metrics) -> dict[str, Any]:
   """Metrics of a local step, each a `Mean`, with `loss` among them."""
   is_mean = lambda x: isinstance(x, metrics.Mean)
@@ -104,7 +92,7 @@ def _train(plan: Plan, params, model_state, shared, batch, key):
   carry = (params, plan.client_tx.init(params), model_state)
   (trained, _, _), found = jax.lax.scan(
     lambda c, x: _local_step(plan, shared, c, (x[0], key, x[1])),
-    strong(carry),
+    trees.strong_types(carry),
     (jnp.arange(num_steps), batch),
   )
 

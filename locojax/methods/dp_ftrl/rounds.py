@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from locojax.core import checks, metrics, types
+from locojax.core import checks, metrics, trees, types
 from locojax.methods.dp_ftrl import clipping, cohort_sum
 
 # Metrics with this prefix, and `loss`, come from private data without noise.
@@ -122,7 +122,7 @@ def init_state(
     step=jnp.zeros((), jnp.int32),
     params=params,
     model_state={} if model_state is None else model_state,
-    opt_state=cohort_sum.strong(opt_state),
+    opt_state=trees.strong_types(opt_state),
     key=key,
   )
 
@@ -225,7 +225,7 @@ def make_step(
     model_state = state.model_state
     if next_model_state is not None:
       model_state = next_model_state(model_state, state.step)
-    new = state.advance(updates, cohort_sum.strong(opt_state), model_state)
+    new = state.advance(updates, trees.strong_types(opt_state), model_state)
     return new, {**_metrics(sums, report), **public}
 
   return step
