@@ -56,8 +56,8 @@ def _scale(images: np.ndarray) -> np.ndarray:
   return (images / max(images.max(), 1e-6) - 0.3).astype(np.float32)
 
 
-def classification(data: Mapping[str, Any], model: Mapping[str, Any]) -> Task:
-  """Images of pseudo-writers, cut by label with a Dirichlet distribution."""
+def _writers(data: Mapping[str, Any]):
+  """Client data set of pseudo-writers, and the test arrays."""
   splits = datasets.load(data["name"], data_dir=data["data_dir"] or None)
   arrays = {
     split: {
@@ -73,7 +73,18 @@ def classification(data: Mapping[str, Any], model: Mapping[str, Any]) -> Task:
     alpha=data["alpha"],
     rng=np.random.default_rng(data["seed"]),
   )
-  width = arrays["train"]["image"].shape[1]
+  return parts, arrays["test"]
+
+
+def classification(
+  data: Mapping[str, Any], model: Mapping[str, Any], *, needs_data: bool
+) -> Task:
+  """Images of pseudo-writers, cut by label with a Dirichlet distribution."""
+  parts, width = None, data["num_inputs"]
+  test = {"image": np.zeros((0, width), np.float32)}
+  if needs_data:
+    parts, test = _writers(data)
+    width = test["image"].shape[1]
   net = mlp.MLP((*model["hidden"], 10), activation=jnp.tanh)
 
   def loss(params, model_state, batch, key):
@@ -93,7 +104,7 @@ def classification(data: Mapping[str, Any], model: Mapping[str, Any]) -> Task:
     loss=loss,
     metric="accuracy",
     clients=parts,
-    test=arrays["test"],
+    test=test,
     example={
       "image": jax.ShapeDtypeStruct((width,), jnp.float32),
       "label": jax.ShapeDtypeStruct((), jnp.int32),
@@ -170,4 +181,4 @@ def make(config) -> Task:
   kind = checks.one_of("task", config.task, KINDS)
   if kind == "next_word":
     return next_word(data, model, needs_data=config.needs_data)
-  return classification(data, model)
+  return classification(data, model, needs_data=config.needs_data)

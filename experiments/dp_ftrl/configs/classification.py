@@ -7,13 +7,14 @@ rho, and above the amplified one where eps is not small.
     --config experiments/dp_ftrl/configs/classification.py:cpu
 
 Variants: tiny (seconds), cpu (scikit-learn's digits, minutes on 2 cores),
-mnist, fashion_mnist (3000 pseudo-writers of 20 images, 14x14), gpu (the same,
-whole images and a wider network).
+mnist, fashion_mnist (3000 pseudo-writers of 20 images, 14x14), gpu (the same, whole
+images and a wider network), paper (cohorts of 96 of 3400 writers, sharded over
+16 chips; for `--mode=check`).
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("tiny", "cpu", "mnist", "fashion_mnist", "gpu")
+VARIANTS = ("tiny", "cpu", "mnist", "fashion_mnist", "gpu", "paper")
 METHODS = (
   "none",
   "independent",
@@ -36,6 +37,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     "name": "digits",
     "data_dir": "",
     "pool": 1,
+    "num_inputs": 64,
     "num_clients": 280,
     "examples_per_client": 5,
     "alpha": 0.3,
@@ -92,3 +94,18 @@ def _fashion_mnist(config):
 def _gpu(config):
   _mnist(config)
   config.data.pool, config.model.hidden = 1, (256,)
+
+
+def _paper(config):
+  _gpu(config)
+  config.needs_data, config.data.num_inputs = False, 784
+  config.population, config.cohort_size, config.num_rounds = 3400, 96, 1600
+  config.local_steps, config.batch_size = 7, 16
+  config.clients_per_chunk = 6
+  config.model.hidden = (512, 256)
+  config.mesh = {"data": 16, "expert": 1, "model": 1}
+  config.check = {
+    "topology": "v5e:4x4",
+    "hbm_bytes": 0,
+    "allowed_collectives": ("all-reduce",),
+  }
