@@ -7,9 +7,9 @@ rho, and above the amplified one where eps is not small.
     --config experiments/dp_ftrl/configs/classification.py:cpu
 
 Variants: tiny (seconds), cpu (scikit-learn's digits, minutes on 2 cores),
-mnist, fashion_mnist (3000 pseudo-writers of 20 images, 14x14), gpu (the same, whole
-images and a wider network), paper (cohorts of 96 of 3400 writers, sharded over
-16 chips; for `--mode=check`).
+mnist, fashion_mnist (3000 pseudo-writers of 20 images, 14x14), gpu (the same,
+whole images and a wider network), paper (cohorts of 96 of 3400 writers, sharded
+over 16 chips; for `--mode=check`).
 """
 
 from ml_collections import ConfigDict
