@@ -46,6 +46,15 @@ class Strategy:
   num_buffers: int
 
 
+def unzip(
+  like: types.PyTree, pairs: types.PyTree
+) -> tuple[types.PyTree, types.PyTree]:
+  """A tree of pairs, of the structure of `like`, as a pair of trees."""
+  return jax.tree.transpose(
+    jax.tree.structure(like), jax.tree.structure((0, 0)), pairs
+  )
+
+
 def identity() -> Strategy:
   """Independent noise, as in DP-FedAvg and DP-SGD: C = 1."""
   return Strategy(
@@ -116,9 +125,7 @@ def banded(
       return out, past.at[t % (bands - 1)].set(out)
 
     made = jax.tree.map(one, z, state)
-    return jax.tree.transpose(
-      jax.tree.structure(z), jax.tree.structure((0, 0)), made
-    )
+    return unzip(z, made)
 
   return Strategy(
     f"banded({bands})",
@@ -183,9 +190,7 @@ def blt(theta: Sequence[float], omega: Sequence[float]) -> Strategy:
       return out, jnp.stack(rows)
 
     made = jax.tree.map(one, z, state)
-    return jax.tree.transpose(
-      jax.tree.structure(z), jax.tree.structure((0, 0)), made
-    )
+    return unzip(z, made)
 
   return Strategy(
     f"blt({count})",
@@ -252,9 +257,7 @@ def dense(matrix: Any) -> Strategy:
       return out, past.at[jnp.minimum(t, num - 1)].set(out)
 
     made = jax.tree.map(one, z, state)
-    return jax.tree.transpose(
-      jax.tree.structure(z), jax.tree.structure((0, 0)), made
-    )
+    return unzip(z, made)
 
   return Strategy("dense", num, init, step, lambda n: c[:n, :n], num)
 

@@ -225,7 +225,7 @@ def add_tree_noise(
       return _closed(open_, x.astype(jnp.float32) + total).astype(x.dtype), new
 
     made = trees.map_with_path(one, updates, state.buffers)
-    out, buffers = _unzip(updates, made)
+    out, buffers = matrix.unzip(updates, made)
     new_state = TreeNoiseState(
       state.key, state.step + 1, tree_id, leaves + 1, new_std, buffers
     )
@@ -267,12 +267,6 @@ def _completed(state, restart, estimator, key, shape, sigma, buffers):
     state.leaves == restart.warmup,
     lambda: of_length(restart.warmup),
     lambda: of_length(restart.period),
-  )
-
-
-def _unzip(updates, made):
-  return jax.tree.transpose(
-    jax.tree.structure(updates), jax.tree.structure((0, 0)), made
   )
 
 
