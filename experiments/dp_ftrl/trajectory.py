@@ -69,7 +69,7 @@ def factor(method: str, num_steps: int) -> np.ndarray:
   estimator = method.removeprefix("tree_")
 
   def step(buffers, t):
-    buffers = tree.advance(buffers, t, draw, estimator)
+    buffers, _ = tree.advance(buffers, t, draw, estimator)
     return buffers, tree.prefix(buffers, t + 1, estimator)
 
   first = jnp.zeros((levels, len(nodes)))

@@ -196,6 +196,17 @@ def token_mask(
   return counts
 
 
+def _first_largest(logits: jax.Array) -> jax.Array:
+  """As `argmax` over the last axis; NaN is nowhere (V).
+
+  Two plain reductions: XLA's CPU code for `argmax` reduces pairs, without
+  vector instructions, which made a client's training half as fast.
+  """
+  largest = logits.max(axis=-1, keepdims=True)
+  place = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+  return jnp.where(logits == largest, place, logits.shape[-1]).min(axis=-1)
+
+
 def masked_accuracies(
   logits: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None
 ) -> dict[str, metrics.Mean]:
@@ -217,7 +228,7 @@ def masked_accuracies(
     "accuracy_no_oov": (PAD, OOV),
     "accuracy_with_oov": (PAD,),
   }
-  hits = jnp.argmax(logits, axis=-1) == jnp.asarray(labels)
+  hits = _first_largest(jnp.asarray(logits)) == jnp.asarray(labels)
   return {
     name: metrics.mean(hits, token_mask(labels, special, mask))
     for name, special in left_out.items()

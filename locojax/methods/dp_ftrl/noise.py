@@ -238,10 +238,8 @@ def _residual(
   state, fresh, tree_id, leaves, estimator, restart, sigma, key, shape, buffers
 ):
   """`N_t - N_{t-1}`, what completion carries over, and the new buffers."""
-  before = tree.prefix(buffers, leaves, estimator)
   draw = _drawer(key, tree_id, shape, sigma)
-  new = tree.advance(buffers, leaves, draw, estimator)
-  noise = tree.prefix(new, leaves + 1, estimator) - before
+  new, noise = tree.advance(buffers, leaves, draw, estimator)
   carried = jnp.zeros(shape, jnp.float32)
   if restart is not None and restart.completion:
     carried = jax.lax.cond(

@@ -72,8 +72,13 @@ def prefix(buffers: jax.Array, t: ArrayLike, estimator: str) -> jax.Array:
 
 def advance(
   buffers: jax.Array, t: ArrayLike, draw: Draw, estimator: str
-) -> jax.Array:
-  """The buffers after one more leaf.
+) -> tuple[jax.Array, jax.Array]:
+  """One more leaf: the buffers after it, and N_{t+1} - N_t.
+
+  The levels above the one that the leaf completes count the same in both
+  prefixes, and those below count in N_t alone, so that on average one array is
+  read and one written. The buffers go through the loop, which lets XLA change
+  them in place.
 
   Args:
     buffers: `[levels, ...]`.
@@ -82,18 +87,27 @@ def advance(
     estimator: `honaker` or `basic`.
 
   Returns:
-    The buffers for t + 1 leaves.
+    The buffers for t + 1 leaves, and the residual `[...]`.
   """
   t = jnp.asarray(t, jnp.int32)
-  top = trailing_ones(t)
-  if checks.one_of("estimator", estimator, ESTIMATORS) == "basic":
-    return buffers.at[top].set(draw(top, t >> top))
+  top, levels = trailing_ones(t), len(buffers)
+  basic = checks.one_of("estimator", estimator, ESTIMATORS) == "basic"
+  gains = weights(t + 1, levels, estimator).astype(buffers.dtype)
+  losses = weights(t, levels, estimator).astype(buffers.dtype)
 
-  def climb(k, new):
-    return (buffers[k] + new) / 2 + draw(k + 1, t >> (k + 1))
+  def climb(k, carry):
+    new, lost, held = carry
+    below = held[k]
+    lost = lost + losses[k] * below
+    if basic:
+      # Written as it is, so that the loop owns the buffers: no copy of them.
+      return new, lost, held.at[k].set(below)
+    return (below + new) / 2 + draw(k + 1, t >> (k + 1)), lost, held
 
-  leaf = draw(jnp.int32(0), t)
-  return buffers.at[top].set(jax.lax.fori_loop(0, top, climb, leaf))
+  new = draw(top, t >> top) if basic else draw(jnp.int32(0), t)
+  start = (new, jnp.zeros_like(new), buffers)
+  new, lost, buffers = jax.lax.fori_loop(0, top, climb, start)
+  return buffers.at[top].set(new), gains[top] * new - lost
 
 
 def complete(
@@ -105,7 +119,7 @@ def complete(
     The buffers and the power of two.
   """
   size = 1 << (t - 1).bit_length()
-  add = lambda i, b: advance(b, i, draw, estimator)
+  add = lambda i, b: advance(b, i, draw, estimator)[0]
   return jax.lax.fori_loop(t, size, add, buffers), size
 
 

@@ -33,7 +33,7 @@ def _prefixes(draw, num, estimator, shape=()):
   buffers = jnp.zeros((tree.num_levels(num), *shape))
   out = []
   for t in range(num):
-    buffers = tree.advance(buffers, t, draw, estimator)
+    buffers, _ = tree.advance(buffers, t, draw, estimator)
     out.append(tree.prefix(buffers, t + 1, estimator))
   return np.array(out)
 
