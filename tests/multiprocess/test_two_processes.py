@@ -25,7 +25,10 @@ def _port():
     return s.getsockname()[1]
 
 
-def _start(folder, count, *args, variant="tiny"):
+_TOY = "tests/train/toy_config.py"
+
+
+def _start(folder, count, *args, variant="tiny", config=_TOY):
   """The same command `count` times."""
   address = f"127.0.0.1:{_port()}"
   processes = []
@@ -44,7 +47,7 @@ def _start(folder, count, *args, variant="tiny"):
       subprocess.Popen(
         [
           *(sys.executable, "-m", "experiments.run"),
-          *("--config", f"tests/train/toy_config.py:{variant}"),
+          *("--config", f"{config}:{variant}"),
           *("--workdir", str(folder), *args),
         ],
         cwd=_ROOT,
@@ -65,8 +68,8 @@ def _finish(processes, seconds=120):
       p.kill()
 
 
-def _run(folder, count, *args):
-  processes = _start(folder, count, *args)
+def _run(folder, count, *args, **settings):
+  processes = _start(folder, count, *args, **settings)
   said = _finish(processes)
   assert [p.returncode for p in processes] == [0] * count, "\n".join(said)
   return said
@@ -118,6 +121,26 @@ def test_a_checkpoint_of_two_serves_one(one, two, tmp_path):
   _run(folder, 1, "--config.num_steps=24")
   assert _rows(folder)[: len(rows)] == rows
   assert _rows(folder)[-1]["step"] == 24
+
+
+def test_rounds_noise_and_server_of_two_are_those_of_one(tmp_path):
+  where = "tree_honaker/rho_1/seed_0"
+  parts = {}
+  for count in (1, 2):
+    folder = tmp_path / str(count)
+    _run(folder, count, config="tests/experiments/dp_ftrl_config.py")
+    read = lambda name, folder=folder: (folder / where / name).read_text()
+    rows = [json.loads(line) for line in read("metrics.jsonl").splitlines()]
+    for row in rows:
+      row.pop("seconds")
+    parts[count] = rows, read("params.txt"), read("ledger.jsonl")
+  _close(parts[2][0], parts[1][0])
+  assert parts[1][2] == parts[2][2]
+  sums = [
+    [float(x) for x in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", parts[n][1])]
+    for n in (1, 2)
+  ]
+  assert sums[0] and sums[1] == pytest.approx(sums[0], rel=1e-4)
 
 
 def _in_training(folder, processes):

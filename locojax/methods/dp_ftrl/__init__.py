@@ -23,6 +23,15 @@ from locojax.methods.dp_ftrl.accounting import (
   zcdp,
   zcdp_to_eps,
 )
+from locojax.methods.dp_ftrl.audit import (
+  CANARY,
+  canary_direction,
+  canary_loss,
+  gaussian_eps,
+  matched_filter,
+  one_run_eps,
+  one_run_p_value,
+)
 from locojax.methods.dp_ftrl.clipping import (
   COUNT_SENSITIVITY,
   Clip,
@@ -105,6 +114,7 @@ from locojax.methods.dp_ftrl.tree import RestartPolicy
 
 __all__ = [
   "BLOG_ORDERS",
+  "CANARY",
   "COUNT_SENSITIVITY",
   "Clip",
   "Cohort",
@@ -126,6 +136,8 @@ __all__ = [
   "banded",
   "blt",
   "blt_inverse",
+  "canary_direction",
+  "canary_loss",
   "check_rounds",
   "clip_update",
   "cohort_hash",
@@ -136,6 +148,7 @@ __all__ = [
   "fit_blt",
   "fixed_order_squared_sensitivity",
   "from_streaming",
+  "gaussian_eps",
   "identity",
   "init_state",
   "key_fingerprint",
@@ -143,10 +156,13 @@ __all__ = [
   "logged",
   "make_step",
   "masked_accuracies",
+  "matched_filter",
   "min_sep_from_tfp",
   "next_word_loss",
   "next_word_model",
   "noise_multiplier_for",
+  "one_run_eps",
+  "one_run_p_value",
   "pattern_squared_sensitivity",
   "poisson_eps",
   "poisson_noise_multiplier",

@@ -99,16 +99,25 @@ class Clip:
 
   Attributes:
     norm: C, above 0; None bounds nothing, for runs without privacy.
+    grid: each clipped update is rounded at random to multiples of this, for
+      `add_tree_noise(..., secure=True, grid=grid)`. Rounding can make it longer
+      than C: give the noise `quantized_norm(norm, grid, num_params)` as its
+      clip norm. None rounds nothing.
 
   >>> Clip(1.0).norm
   1.0
   """
 
   norm: float | None
+  grid: float | None = None
 
   def __post_init__(self):
     if self.norm is not None:
       checks.positive("norm", self.norm)
+    if self.grid is not None:
+      checks.positive("grid", self.grid)
+      if self.norm is None:
+        raise ValueError(f"grid={self.grid} is not allowed with norm=None.")
 
 
 class ClipState(NamedTuple):

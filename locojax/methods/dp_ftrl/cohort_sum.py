@@ -18,7 +18,9 @@ import jax.numpy as jnp
 import optax
 
 from locojax.core import checks, metrics, trees, types
-from locojax.methods.dp_ftrl import clipping
+from locojax.methods.dp_ftrl import clipping, noise
+
+_ROUNDING_STREAM = 0x6819D
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Plan:
   mask: str
   client_mask: str
   axis: str
+  grid: float | None = None
 
 
 class Sums(NamedTuple):
@@ -108,11 +111,13 @@ def _client(plan: Plan, state_of, bounds, shared, client) -> Sums:
   """What one client adds to the sums."""
   params, model_state, key = state_of
   index, counts, batch = client
-  delta, found = _train(
-    plan, params, model_state, shared, batch, jax.random.fold_in(key, index)
-  )
+  own = jax.random.fold_in(key, index)
+  delta, found = _train(plan, params, model_state, shared, batch, own)
   clip_norm, estimate = bounds
   clipped, norm, finite = clipping.clip_update(delta, clip_norm)
+  if plan.grid is not None:
+    rounding = jax.random.fold_in(own, _ROUNDING_STREAM)
+    clipped = noise.quantize(clipped, plan.grid, key=rounding)
   here = counts != 0
   good = jnp.logical_and(here, finite)
   below = over = jnp.float32(0.0)

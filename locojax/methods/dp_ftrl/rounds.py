@@ -208,6 +208,7 @@ def make_step(
     mask,
     client_mask,
     axis,
+    getattr(clip, "grid", None),
   )
 
   def step(state: types.TrainState, cohort: types.Batch):

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from locojax.core import metrics
 from locojax.methods import ciw
-from locojax.methods.dp_ftrl import clipping, rounds, tree
+from locojax.methods.dp_ftrl import clipping, noise, rounds, tree
 from locojax.methods.smelu import activations
 from locojax.nn import mlp
 from locojax.train import sharding, steps
@@ -438,3 +438,41 @@ def test_bad_servers_are_named():
     rounds.server_sgd(1.0, num_clients=0)
   with pytest.raises(ValueError, match="momentum=0.0"):
     rounds.server_sgd(1.0, num_clients=1, nesterov=True)
+
+
+def test_secure_rounds_stay_on_the_grid_and_keep_the_mean():
+  grid = 2.0**-12
+  num = sum(x.size for x in jax.tree.leaves(params()))
+  bound = noise.quantized_norm(CLIP.norm, grid, num)
+  tx = optax.chain(
+    noise.add_tree_noise(
+      1.0,
+      bound,
+      key=KEY,
+      max_rounds=8,
+      estimator="basic",
+      secure=True,
+      grid=grid,
+    ),
+  )
+  clip = clipping.Clip(CLIP.norm, grid=grid)
+  ones = rounds.make_step(
+    loss_fn, recorder(), client_tx=CLIENT, clip=clip, clients_per_chunk=4
+  )
+  first = rounds.init_state(params(), recorder(), clip=clip, key=KEY)
+  total = jax.jit(ones)(first, cohort())[0].opt_state["sum"]
+  plain = jax.jit(step_of(recorder()))(state(recorder()), cohort())[0]
+  for a, b in zip(jax.tree.leaves(total), jax.tree.leaves(plain.opt_state["sum"])):
+    cells = np.asarray(a, np.float64) / grid
+    np.testing.assert_array_equal(cells, np.round(cells))
+    assert np.abs(np.asarray(a - b)).max() < grid * CLIENTS
+  secure = rounds.make_step(
+    loss_fn, tx, client_tx=CLIENT, clip=clip, clients_per_chunk=4
+  )
+  begin = rounds.init_state(
+    jax.tree.map(jnp.zeros_like, params()), tx, clip=clip, key=KEY
+  )
+  out = jax.jit(secure)(begin, cohort())[0].params
+  for x in jax.tree.leaves(out):
+    cells = np.asarray(x, np.float64) / grid
+    np.testing.assert_array_equal(cells, np.round(cells))
