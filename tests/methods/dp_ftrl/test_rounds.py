@@ -462,7 +462,8 @@ def test_secure_rounds_stay_on_the_grid_and_keep_the_mean():
   first = rounds.init_state(params(), recorder(), clip=clip, key=KEY)
   total = jax.jit(ones)(first, cohort())[0].opt_state["sum"]
   plain = jax.jit(step_of(recorder()))(state(recorder()), cohort())[0]
-  for a, b in zip(jax.tree.leaves(total), jax.tree.leaves(plain.opt_state["sum"])):
+  sums = plain.opt_state["sum"]
+  for a, b in zip(jax.tree.leaves(total), jax.tree.leaves(sums)):
     cells = np.asarray(a, np.float64) / grid
     np.testing.assert_array_equal(cells, np.round(cells))
     assert np.abs(np.asarray(a - b)).max() < grid * CLIENTS
