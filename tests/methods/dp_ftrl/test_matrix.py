@@ -188,3 +188,26 @@ def test_equal_rho_for_all_mechanisms():
   zeta = sensitivity.tree(64, 2, 20)
   z = accounting.noise_multiplier_for(zeta, rho=0.5)
   assert accounting.zcdp(zeta, z) == pytest.approx(0.5)
+
+
+def test_strategies_of_jax_privacy_give_the_noise_of_ours():
+  from jax_privacy.matrix_factorization import buffered_toeplitz, toeplitz
+
+  z = np.random.default_rng(3).normal(size=(NUM, 4)).astype(np.float32)
+  c = np.array([1.0, 0.5, 0.375])
+  theirs = matrix.from_streaming(
+    toeplitz.inverse_as_streaming_matrix(jnp.asarray(c, jnp.float32)),
+    num_rounds=NUM,
+  )
+  np.testing.assert_allclose(
+    _streamed(theirs, z), _streamed(matrix.banded(c), z), atol=1e-5
+  )
+  theta, omega = [0.9, 0.5], [0.2, 0.1]
+  with jax.enable_x64(True):
+    blt = buffered_toeplitz.BufferedToeplitz.build(
+      buf_decay=theta, output_scale=omega
+    )
+    coefficients = np.asarray(blt.toeplitz_coefs(NUM))
+  np.testing.assert_allclose(
+    coefficients, matrix.blt_coefficients(theta, omega, NUM), rtol=1e-6
+  )
