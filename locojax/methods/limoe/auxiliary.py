@@ -1,0 +1,201 @@
+"""Auxiliary losses of routers.
+
+`classic` balance losses (importance, load, GShard, z) look at all tokens alike,
+and are content when the many image tokens are spread and all text tokens go to
+one expert. LIMoE's entropy losses look at each modality: the local one makes a
+router sure of each token, the global one makes a modality use many experts.
+
+Logits and gates are `[..., E]` with any leading axes (groups, tokens); what is
+averaged is pooled over all of them, so under `jit` over the global batch.
+Inside `shard_map` name the mesh axes by `axis_name`. All losses are float32,
+with natural logarithms.
+
+Sources: arXiv 2206.02770 (entropy), 2106.05974 (importance, load), 2006.16668
+(GShard), 2202.08906 (z).
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from locojax.core import checks
+
+Axes = str | tuple[str, ...] | None
+
+
+def _sum(x: jax.Array, axis_name: Axes) -> jax.Array:
+  return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
+def _mean(
+  values: jax.Array, mask: jax.Array | None, axis_name: Axes
+) -> jax.Array:
+  """Mean over tokens of `values` `[tokens..., E]` or `[tokens...]`, or zeros.
+
+  `mask` has the tokens' axes; masked values do not matter, not even NaN.
+  """
+  if mask is None:
+    mask = jnp.ones(values.shape, jnp.float32)
+    lead = values.ndim
+  else:
+    mask, lead = mask.astype(jnp.float32), mask.ndim
+    shape = mask.shape + (1,) * (values.ndim - lead)
+    values = jnp.where(mask.reshape(shape) != 0, values, 0.0)
+    values = values * mask.reshape(shape)
+  total = _sum(values.sum(axis=tuple(range(lead))), axis_name)
+  count = _sum(mask.sum(), axis_name)
+  return total / jnp.maximum(count, 1.0)
+
+
+def _token_mean(x, mask, axis_name):
+  """`[E]`: mean over all tokens of `[..., E]`."""
+  if mask is None:
+    mask = jnp.ones(x.shape[:-1], jnp.float32)
+  return _mean(x.astype(jnp.float32), mask, axis_name)
+
+
+def _cv_squared(x: jax.Array) -> jax.Array:
+  """(std / mean)^2 over the last axis, population std; 0 for all zeros."""
+  mean = x.mean(axis=-1)
+  variance = jnp.square(x - mean[..., None]).mean(axis=-1)
+  safe = jnp.where(mean == 0, 1.0, mean)
+  return jnp.where(mean == 0, 0.0, variance / jnp.square(safe))
+
+
+def importance_loss(
+  gates: jax.Array, *, mask: jax.Array | None = None, axis_name: Axes = None
+) -> jax.Array:
+  """(std / mean)^2 of the experts' summed gates (clean gates)."""
+  return _cv_squared(_token_mean(gates, mask, axis_name))
+
+
+def load_loss(
+  logits: jax.Array,
+  noisy_logits: jax.Array,
+  *,
+  noise_std: float,
+  top_k: int,
+  mask: jax.Array | None = None,
+  axis_name: Axes = None,
+) -> jax.Array:
+  """(std / mean)^2 of the probabilities that experts are chosen again.
+
+  With thr_i the K-th largest noisy logit of token i, p_ie = 1 - Phi((thr_i -
+  logit_ie) / s): the chance that fresh noise would choose e.
+
+  Args:
+    logits: clean, `[..., E]`.
+    noisy_logits: those that chose.
+    noise_std: s, of the noise that was added (`noise_std / E` of a router).
+    top_k: K.
+    mask, axis_name: of the tokens; of the mesh.
+
+  Raises:
+    ValueError: no noise, for which the loss is undefined.
+  """
+  checks.positive("noise_std", noise_std)
+  checks.in_range("top_k", top_k, 1, logits.shape[-1])
+  logits = logits.astype(jnp.float32)
+  top, _ = jax.lax.top_k(noisy_logits.astype(jnp.float32), top_k)
+  threshold = top[..., -1:]
+  p = 1.0 - jax.scipy.stats.norm.cdf((threshold - logits) / noise_std)
+  return _cv_squared(_token_mean(p, mask, axis_name))
+
+
+def gshard_loss(
+  gates: jax.Array, *, mask: jax.Array | None = None, axis_name: Axes = None
+) -> jax.Array:
+  """E^2 mean_e(share of first choices x mean gate); 1 when balanced."""
+  num = gates.shape[-1]
+  first = jax.nn.one_hot(jnp.argmax(gates, axis=-1), num)
+  share = _token_mean(first, mask, axis_name)
+  return num**2 * jnp.mean(share * _token_mean(gates, mask, axis_name))
+
+
+def router_z_loss(
+  logits: jax.Array, *, mask: jax.Array | None = None, axis_name: Axes = None
+) -> jax.Array:
+  """Mean squared logsumexp of the logits."""
+  z = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+  return _mean(jnp.square(z), mask, axis_name)
+
+
+def _token_entropy(logits: jax.Array) -> jax.Array:
+  log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+  return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+
+def local_entropy_loss(
+  logits: jax.Array, *, mask: jax.Array | None = None, axis_name: Axes = None
+) -> jax.Array:
+  """Mean entropy of the tokens' routing: small when routing is sure.
+
+  Omega_local of LIMoE, equation 1. `mask` picks the tokens of one modality; of
+  none the loss is 0.
+  """
+  return _mean(_token_entropy(logits), mask, axis_name)
+
+
+def mean_gate_entropy(
+  logits: jax.Array, *, mask: jax.Array | None = None, axis_name: Axes = None
+) -> jax.Array:
+  """H(p bar), the entropy of the tokens' mean routing; log E at most."""
+  log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+  mean = _token_mean(jnp.exp(log_p), mask, axis_name)
+  safe = jnp.where(mean > 0, mean, 1.0)
+  return -jnp.sum(jnp.where(mean > 0, mean * jnp.log(safe), 0.0))
+
+
+def global_entropy_loss(
+  logits: jax.Array,
+  *,
+  threshold: float | None = None,
+  soft_min_experts: float | None = None,
+  mask: jax.Array | None = None,
+  axis_name: Axes = None,
+) -> jax.Array:
+  """-H(p bar), or max(0, tau - H(p bar)): small when many experts are used.
+
+  Omega_global of LIMoE. tau = log S is a soft minimum of S experts: nothing is
+  asked of a modality that uses as many.
+
+  Args:
+    logits: `[..., E]`, clean.
+    threshold: tau; None has none.
+    soft_min_experts: S, for tau = log S; not together with `threshold`.
+    mask: the tokens of a modality; of none the loss is 0.
+    axis_name: of the mesh.
+
+  Raises:
+    ValueError: both given, or S outside [1, E].
+  """
+  if soft_min_experts is not None:
+    if threshold is not None:
+      raise ValueError(
+        f"threshold={threshold} is not allowed with soft_min_experts="
+        f"{soft_min_experts}: one of the two."
+      )
+    num = logits.shape[-1]
+    checks.in_range("soft_min_experts", soft_min_experts, 1, num)
+    threshold = math.log(soft_min_experts)
+  entropy = mean_gate_entropy(logits, mask=mask, axis_name=axis_name)
+  loss = -entropy
+  if threshold is not None:
+    loss = jnp.maximum(0.0, threshold - entropy)
+  if mask is None:
+    return loss
+  any_ = _sum(mask.astype(jnp.float32).sum(), axis_name) > 0
+  return jnp.where(any_, loss, 0.0)
+
+
+def mutual_information(
+  logits: jax.Array, *, mask: jax.Array | None = None, axis_name: Axes = None
+) -> jax.Array:
+  """H(p bar) - mean H(p_i) of tokens and experts, in [0, log E]."""
+  settings = {"mask": mask, "axis_name": axis_name}
+  return mean_gate_entropy(logits, **settings) - local_entropy_loss(
+    logits, **settings
+  )
