@@ -3,7 +3,8 @@
   python -m experiments.dp_ftrl.bench --results FILE.json
 
 `server`: the server's update of the production model (1,412,250 parameters, or
-`--preset`) with each mechanism, against the update without noise. `clients`: a
+`--preset`) with each mechanism, against the update without noise; with
+`--num-params N` that of one array of N, and nothing else. `clients`: a
 round of next-word clients at several chunk sizes, against a Python loop over
 clients with a compiled training of one.
 """
@@ -62,9 +63,8 @@ def _bytes(tree) -> int:
   return sum(x.nbytes for x in arrays)
 
 
-def server(preset: str, *, num: int) -> list[dict[str, Any]]:
+def server(params: Any, *, num: int) -> list[dict[str, Any]]:
   """A row for each mechanism; momentum 0.9 in all."""
-  _, params = _params(preset)
   total = jax.tree.map(jnp.ones_like, params)
   programs, sizes = {}, {}
   for name, noise in _servers().items():
@@ -164,16 +164,20 @@ def main(argv: list[str]) -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--results", help="result file to write")
   parser.add_argument("--preset", default="cifg_production")
+  parser.add_argument("--num-params", type=int, default=0)
   parser.add_argument("--client-preset", default="cifg_cpu")
   parser.add_argument("--num-clients", type=int, default=32)
   parser.add_argument("--rounds", type=int, default=10)
   args, start = parser.parse_args(argv), time.perf_counter()
   checks.positive_int("num_clients", args.num_clients)
   checks.divisible("num_clients", args.num_clients, "a chunk", 16)
-  rows = server(args.preset, num=args.rounds)
-  rows += clients(
-    args.client_preset, num=args.rounds, num_clients=args.num_clients
-  )
+  if args.num_params:
+    rows = server({"w": jnp.zeros(args.num_params)}, num=args.rounds)
+  else:
+    rows = server(_params(args.preset)[1], num=args.rounds)
+    rows += clients(
+      args.client_preset, num=args.rounds, num_clients=args.num_clients
+    )
   if args.results:
     results.save(
       args.results,
@@ -183,7 +187,7 @@ def main(argv: list[str]) -> None:
       time_seconds=time.perf_counter() - start,
       device=timing.device_name(),
       notes=(
-        f"server: {args.preset}, noise for {ROUNDS} rounds, MiB of the "
+        f"server: {args.num_params or args.preset}, noise for {ROUNDS} rounds, MiB of the "
         f"optimiser's state; clients: {args.client_preset}, 2 steps of 8 "
         f"sentences. Medians of {args.rounds} rounds, ratios within rounds."
       ),
