@@ -187,9 +187,10 @@ def main(argv: list[str]) -> None:
       time_seconds=time.perf_counter() - start,
       device=timing.device_name(),
       notes=(
-        f"server: {args.num_params or args.preset}, noise for {ROUNDS} rounds, MiB of the "
-        f"optimiser's state; clients: {args.client_preset}, 2 steps of 8 "
-        f"sentences. Medians of {args.rounds} rounds, ratios within rounds."
+        f"server: {args.num_params or args.preset}, noise for {ROUNDS} rounds, "
+        f"MiB of the optimiser's state; clients: {args.client_preset}, 2 steps "
+        f"of 8 sentences. Medians of {args.rounds} rounds, ratios within "
+        "rounds."
       ),
     )
   print(tables.render(rows, COLUMNS))

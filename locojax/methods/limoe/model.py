@@ -1,0 +1,434 @@
+"""LIMoE's towers: images and texts through the same blocks, or through two.
+
+Tokens of an image and tokens of a text are sequences of their own: attention
+never crosses from one to the other. Only in a mixture-of-experts block do the
+tokens of both, from many pairs, meet in one routing group.
+
+Sizes are in `PRESETS`; the layout of experts of the S, B and L models is our
+own choice (8 in every block, whose parameter counts are nearest to the reported
+0.5 and 1.7 billion), that of H is confirmed by its counts.
+
+Letters: B pairs, T tokens, D width, G routing groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from locojax.core import checks, trees, types
+from locojax.methods.limoe import contrastive, moe, reports
+from locojax.nn import attention, transformer, vit
+
+ORDERS = ("images_first", "texts_first", "interleaved")
+Streams = dict[str, jax.Array]
+
+
+class Outputs(NamedTuple):
+  """What a model says of a batch.
+
+  Attributes:
+    z_image, z_text: `[B, d]` float32 of unit norm; None without that input.
+    log_scale, bias: `[]`, of the contrastive losses.
+    infos: a `RoutingInfo` for each MoE block (of each tower).
+    modality, mask: `[G, S]` of the tokens of `infos`; None without experts, and
+      a tuple of two of each with two towers.
+  """
+
+  z_image: jax.Array | None
+  z_text: jax.Array | None
+  log_scale: jax.Array
+  bias: jax.Array
+  infos: tuple
+  modality: Any
+  mask: Any
+
+
+def _group(x: jax.Array, num_groups: int) -> jax.Array:
+  """`[B, T, ...]` to `[G, (B / G) T, ...]`."""
+  return x.reshape(num_groups, -1, *x.shape[2:])
+
+
+def join(streams: Streams, num_groups: int, order: str) -> jax.Array:
+  """Tokens of all modalities in routing groups, `[G, S, ...]`.
+
+  Args:
+    streams: `[B, T, ...]` by modality.
+    num_groups: G, a divisor of B.
+    order: of the tokens in a group: the modalities one after the other, or pair
+      after pair.
+  """
+  names = [n for n in reports.MODALITIES if n in streams]
+  if order == "texts_first":
+    names = names[::-1]
+  if order == "interleaved":
+    return _group(
+      jnp.concatenate([streams[n] for n in names], axis=1), num_groups
+    )
+  return jnp.concatenate(
+    [_group(streams[n], num_groups) for n in names], axis=1
+  )
+
+
+def split(
+  joined: jax.Array, shapes: Mapping[str, tuple], order: str
+) -> Streams:
+  """The inverse of `join`; `shapes` are `(B, T)` by modality."""
+  names = [n for n in reports.MODALITIES if n in shapes]
+  if order == "texts_first":
+    names = names[::-1]
+  rest = joined.shape[2:]
+  if order == "interleaved":
+    first = shapes[names[0]][0]
+    joined = joined.reshape(first, -1, *rest)
+    cuts = np.cumsum([shapes[n][1] for n in names])[:-1]
+    return dict(zip(names, jnp.split(joined, cuts, axis=1)))
+  sizes = [math.prod(shapes[n]) // len(joined) for n in names]
+  parts = jnp.split(joined, np.cumsum(sizes)[:-1], axis=1)
+  return {n: p.reshape(*shapes[n], *rest) for n, p in zip(names, parts)}
+
+
+class TowerBlock(nn.Module):
+  """Pre-LN block whose attention is within, and experts across, modalities.
+
+  Attributes:
+    num_heads, hidden_size: of attention and feed-forward block.
+    experts: settings of `moe.MoeMlp` without `hidden_size`; None is dense.
+    group_examples: pairs of a routing group.
+    order: of `ORDERS`.
+    dtype: of the computation; None follows the input.
+  """
+
+  num_heads: int
+  hidden_size: int
+  experts: Mapping[str, Any] | None = None
+  group_examples: int | None = None
+  order: str = "images_first"
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, streams: Streams, masks: Streams, train: bool):
+    """`(streams, masks [B, T])` to `(streams, RoutingInfo or None)`."""
+    norm = lambda name: nn.LayerNorm(dtype=self.dtype, name=name)
+    attend = attention.MultiHeadAttention(
+      self.num_heads, dtype=self.dtype, name="attention"
+    )
+    before, after = norm("attention_norm"), norm("feed_forward_norm")
+    streams = {
+      n: x + attend(before(x), valid=masks[n] != 0) for n, x in streams.items()
+    }
+    normed = {n: after(x) for n, x in streams.items()}
+    if self.experts is None:
+      dense = transformer.FeedForward(
+        self.hidden_size, dtype=self.dtype, name="feed_forward"
+      )
+      return {n: x + dense(normed[n]) for n, x in streams.items()}, None
+    layer = moe.MoeMlp(
+      hidden_size=self.hidden_size,
+      dtype=self.dtype,
+      name="moe",
+      **self.experts,
+    )
+    num = num_groups(streams, self.group_examples, train)
+    token_mask, modality = routing_masks(masks, num, self.order)
+    y, info = layer(
+      join(normed, num, self.order),
+      train=train,
+      mask=token_mask,
+      modality=modality,
+    )
+    shapes = {n: x.shape[:2] for n, x in streams.items()}
+    made = split(y, shapes, self.order)
+    return {n: x + made[n] for n, x in streams.items()}, info
+
+
+def num_groups(
+  streams: Streams, group_examples: int | None, train: bool
+) -> int:
+  """G of a batch.
+
+  Raises:
+    ValueError: in training, `group_examples` does not divide the batch.
+  """
+  batch = len(next(iter(streams.values())))
+  size = batch if group_examples is None else group_examples
+  if train:
+    checks.divisible("batch size", batch, "group_examples", size)
+  return batch // math.gcd(batch, size)
+
+
+def routing_masks(masks: Streams, num: int, order: str):
+  """`(mask, modality)` `[G, S]` of the joined tokens."""
+  kinds = {
+    n: jnp.full(m.shape, reports.MODALITIES.index(n), jnp.int32)
+    for n, m in masks.items()
+  }
+  return join(masks, num, order), join(kinds, num, order)
+
+
+class Tower(nn.Module):
+  """Blocks `block_0`, ..., some with experts, and a `norm`."""
+
+  num_layers: int
+  num_heads: int
+  hidden_size: int
+  moe_layers: tuple[int, ...] = ()
+  experts: Mapping[str, Any] | None = None
+  group_examples: int | None = None
+  order: str = "images_first"
+  remat: bool = False
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, streams: Streams, masks: Streams, train: bool):
+    """`(streams, masks)` to `(streams, infos)`."""
+    block_of = TowerBlock
+    if self.remat:
+      block_of = nn.remat(TowerBlock, static_argnums=(3,))
+    infos = []
+    for i in range(self.num_layers):
+      block = block_of(
+        self.num_heads,
+        self.hidden_size,
+        experts=self.experts if i in self.moe_layers else None,
+        group_examples=self.group_examples,
+        order=self.order,
+        dtype=self.dtype,
+        name=f"block_{i}",
+      )
+      streams, info = block(streams, masks, train)
+      if info is not None:
+        infos.append(info)
+    norm = nn.LayerNorm(dtype=self.dtype, name="norm")
+    return {n: norm(x) for n, x in streams.items()}, tuple(infos)
+
+
+class OneTower(nn.Module):
+  """One transformer for images and texts, dense or with experts.
+
+  Attributes:
+    width, num_layers, num_heads, hidden_size: of the tower.
+    patch_size: P.
+    vocab_size: of the texts' tokens.
+    max_text_len: largest number of tokens of a text.
+    embed_dim: of the shared space; None is the width.
+    moe_layers: numbers of the blocks with experts; empty is dense.
+    experts: settings of `moe.MoeMlp`, with `num_experts`.
+    group_examples: pairs of a routing group; None: the whole batch.
+    order: of the tokens of a group, see `ORDERS`.
+    separate: a tower for each modality (`TwoTower`).
+    temperature_init: exp(t) at the start.
+    bias_init: of the sigmoid loss.
+    remat: whether the backward pass computes the blocks again.
+    dtype: of the computation; routers and embeddings' norms are float32.
+  """
+
+  width: int
+  num_layers: int
+  num_heads: int
+  hidden_size: int
+  patch_size: int
+  vocab_size: int = 32_000
+  max_text_len: int = 16
+  embed_dim: int | None = None
+  moe_layers: tuple[int, ...] = ()
+  experts: Mapping[str, Any] | None = None
+  group_examples: int | None = None
+  order: str = "images_first"
+  separate: bool = False
+  temperature_init: float = 10.0
+  bias_init: float = -10.0
+  remat: bool = False
+  dtype: Any = None
+
+  def _check(self, images, text) -> None:
+    checks.one_of("order", self.order, ORDERS)
+    if images is None and text is None:
+      raise ValueError("images=None and text=None: at least one is needed.")
+    if bool(self.moe_layers) != (self.experts is not None):
+      raise ValueError(
+        f"moe_layers={self.moe_layers} is not allowed with experts="
+        f"{self.experts}: both or neither."
+      )
+    for i in self.moe_layers:
+      checks.in_range("moe_layers", i, 0, self.num_layers - 1)
+    if text is not None:
+      if text.ndim != 2 or text.shape[1] > self.max_text_len:
+        raise ValueError(
+          f"text has shape {text.shape}: it must be [B, T], T at most "
+          f"max_text_len={self.max_text_len}."
+        )
+      if images is not None:
+        checks.same_shape("text", text.shape[:1], "images", images.shape[:1])
+
+  def _position(self, name: str, length: int, used: int) -> jax.Array:
+    init = nn.initializers.normal(1 / math.sqrt(self.width))
+    return self.param(name, init, (1, length, self.width))[:, :used]
+
+  def _embedded(self, images, text, text_mask):
+    streams, masks = {}, {}
+    if images is not None:
+      x = vit.PatchEmbed(
+        self.patch_size, self.width, dtype=self.dtype, name="patches"
+      )(images)
+      num = x.shape[1]
+      streams["image"] = x + self._position("image_position", num, num)
+      masks["image"] = jnp.ones(x.shape[:2], jnp.int32)
+    if text is not None:
+      embed = nn.Embed(
+        self.vocab_size, self.width, dtype=self.dtype, name="words"
+      )
+      x = embed(text)
+      position = self._position("text_position", self.max_text_len, x.shape[1])
+      streams["text"] = x + position
+      given = jnp.ones(text.shape) if text_mask is None else text_mask
+      masks["text"] = (given != 0).astype(jnp.int32)
+    return streams, masks
+
+  def _tower(self, name: str) -> Tower:
+    return Tower(
+      self.num_layers,
+      self.num_heads,
+      self.hidden_size,
+      moe_layers=tuple(self.moe_layers),
+      experts=self.experts,
+      group_examples=self.group_examples,
+      order=self.order,
+      remat=self.remat,
+      dtype=self.dtype,
+      name=name,
+    )
+
+  def _representation(self, x, mask, name):
+    weight = mask[..., None].astype(jnp.float32)
+    mean = (x.astype(jnp.float32) * weight).sum(axis=1)
+    mean = mean / jnp.maximum(weight.sum(axis=1), 1.0)
+    head = nn.Dense(
+      self.embed_dim or self.width, dtype=jnp.float32, name=f"{name}_head"
+    )
+    return contrastive.unit_norm(head(mean))
+
+  @nn.compact
+  def __call__(
+    self,
+    images: jax.Array | None = None,
+    text: jax.Array | None = None,
+    text_mask: jax.Array | None = None,
+    *,
+    train: bool = False,
+  ) -> Outputs:
+    """Embeds images, texts, or pairs.
+
+    Args:
+      images: `[B, H, W, channels]`.
+      text: `[B, T]` int32 tokens.
+      text_mask: `[B, T]`, zero at padding, which then takes no attention, no
+        expert and no part in the mean; None counts every token.
+      train: capacity, noise (PRNG stream `gating`) and priority of training.
+
+    Raises:
+      ValueError: no input, inputs that do not fit, or bad settings.
+    """
+    self._check(images, text)
+    streams, masks = self._embedded(images, text, text_mask)
+    infos, kinds = (), []
+    parts = [[n] for n in streams] if self.separate else [list(streams)]
+    made = {}
+    for names in parts:
+      tower = self._tower(f"{names[0]}_tower" if self.separate else "tower")
+      own = {n: streams[n] for n in names}
+      own_masks = {n: masks[n] for n in names}
+      out, found = tower(own, own_masks, train)
+      made |= out
+      infos += found
+      if found:
+        num = num_groups(own, self.group_examples, train)
+        kinds.append(routing_masks(own_masks, num, self.order))
+    z = {n: self._representation(made[n], masks[n], n) for n in made}
+    log = lambda key: jnp.log(jnp.float32(self.temperature_init))
+    log_scale = self.param("log_scale", log)
+    bias = self.param("bias", lambda key: jnp.float32(self.bias_init))
+    mask, modality = (None, None) if not kinds else kinds[0]
+    if len(kinds) > 1:
+      mask, modality = zip(*kinds)
+    return Outputs(
+      z.get("image"), z.get("text"), log_scale, bias, infos, modality, mask
+    )
+
+
+class TwoTower(OneTower):
+  """A tower for images and one for texts, of the same size."""
+
+  separate: bool = True
+
+
+_SIZES = {
+  "S": dict(width=512, num_layers=8, num_heads=8, hidden_size=2048),
+  "B": dict(width=768, num_layers=12, num_heads=12, hidden_size=3072),
+  "L": dict(width=1024, num_layers=24, num_heads=16, hidden_size=4096),
+  "H": dict(width=1280, num_layers=32, num_heads=16, hidden_size=5120),
+}
+PRESETS: dict[str, dict[str, Any]] = {
+  f"{size}/{patch}": {**_SIZES[size], "patch_size": patch}
+  for size, patch in (
+    ("S", 32),
+    ("S", 16),
+    ("B", 32),
+    ("B", 16),
+    ("L", 16),
+    ("H", 14),
+  )
+}
+# The last twelve of every second block, and 32 experts each: 5.6 billion.
+_H_LAYERS = tuple(range(9, 32, 2))
+
+
+def limoe_model(
+  preset: str,
+  *,
+  kind: str = "limoe",
+  experts: Mapping[str, Any] = (),
+  **changes,
+) -> OneTower:
+  """A model of `PRESETS`.
+
+  Args:
+    preset: such as `B/16`.
+    kind: `limoe`, `one_tower` (dense) or `two_tower` (dense).
+    experts: settings of `moe.MoeMlp` besides those of the preset.
+    **changes: fields of `OneTower` to set otherwise.
+
+  Returns:
+    The model.
+
+  Raises:
+    ValueError: an unknown preset or kind.
+  """
+  settings = dict(checks.lookup("preset", preset, PRESETS))
+  checks.one_of("kind", kind, ("limoe", "one_tower", "two_tower"))
+  if kind == "limoe":
+    large = preset.startswith("H")
+    layers = _H_LAYERS if large else tuple(range(settings["num_layers"]))
+    own = {"num_experts": 32 if large else 8, "priority": "max"}
+    settings |= {"moe_layers": layers, "experts": {**own, **dict(experts)}}
+  model = TwoTower if kind == "two_tower" else OneTower
+  return model(**{**settings, **changes})
+
+
+def count_params(params: types.PyTree, *, top_k: int = 1) -> dict[str, int]:
+  """`total` parameters, and `active`: those that a token meets.
+
+  Of each `experts` array, whose leading axis counts experts, `top_k` are met.
+  """
+  total = active = 0
+  for path, x in trees.flatten(params).items():
+    size = math.prod(x.shape)
+    total += size
+    active += top_k * size // x.shape[0] if "/experts/" in path else size
+  return {"total": total, "active": active}
