@@ -48,7 +48,7 @@ ROOMS = {
   ),
   "data": Room(
     frozenset({"numpy"}),
-    frozenset({"grain", "tensorflow_datasets", "absl", "PIL"}),
+    frozenset({"grain", "tensorflow_datasets", "absl", "PIL", "sentencepiece"}),
     frozenset({"core"}),
   ),
   "train": Room(_PLAIN, frozenset({"libtpu"}), frozenset({"core"})),
