@@ -153,3 +153,48 @@ def test_groups_must_divide_a_training_batch():
   variables = _init(model)
   with pytest.raises(ValueError, match="group_examples=4"):
     model.apply(variables, IMAGES, TEXT, train=True, rngs=RNGS)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2)])
+def test_any_mesh_has_loss_and_gradients_of_one_device(sizes):
+  images = jax.random.normal(KEY, (16, 8, 8, 3))
+  text = jax.random.randint(KEY, (16, 5), 2, 20)
+  model = _model(group_examples=2, moe_layers=(0, 1))
+  params = model.init(RNGS, images, text)["params"]
+  aux = limoe.limoe_aux(4, {"image": 4, "text": 5}, weight=1.0)
+
+  def loss(params, images, text):
+    out = model.apply({"params": params}, images, text, train=True, rngs=RNGS)
+    value, _ = limoe.contrastive_softmax_loss(
+      out.z_image, out.z_text, out.log_scale
+    )
+    extra, _ = limoe.auxiliary_loss(out.infos, out.modality, aux, mask=out.mask)
+    return value + extra
+
+  run = jax.jit(jax.value_and_grad(loss))
+  expected, grads = run(params, images, text)
+  mesh = jax.make_mesh(
+    sizes,
+    ("data", "expert", "model"),
+    axis_types=(jax.sharding.AxisType.Auto,) * 3,
+  )
+
+  def put(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    spec = jax.P()
+    if "/experts/" in name:
+      spec = jax.P("expert", None, "model")
+      if name.endswith("bias"):
+        spec = jax.P("expert")
+    return jax.device_put(x, jax.NamedSharding(mesh, spec))
+
+  rows = jax.NamedSharding(mesh, jax.P(("data", "expert")))
+  with jax.set_mesh(mesh):
+    found, there = run(
+      jax.tree.map_with_path(put, params),
+      jax.device_put(images, rows),
+      jax.device_put(text, rows),
+    )
+  assert float(found) == pytest.approx(float(expected), rel=1e-5)
+  for a, b in zip(jax.tree.leaves(there), jax.tree.leaves(grads)):
+    np.testing.assert_allclose(a, b, atol=2e-5)
