@@ -14,8 +14,16 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-METHODS = ("ciw", "dp_ftrl", "locoprop", "smelu")
-__all__ = ["METHODS", "__version__", "ciw", "dp_ftrl", "locoprop", "smelu"]
+METHODS = ("ciw", "dp_ftrl", "limoe", "locoprop", "smelu")
+__all__ = [
+  "METHODS",
+  "__version__",
+  "ciw",
+  "dp_ftrl",
+  "limoe",
+  "locoprop",
+  "smelu",
+]
 
 
 def __getattr__(name: str) -> Any:
