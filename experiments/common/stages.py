@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -50,6 +51,31 @@ def fit(
 def result(folder: pathlib.Path) -> dict[str, Any]:
   """`result.json` of a finished run."""
   return json.loads((folder / "result.json").read_text())
+
+
+def check_config(
+  config: Any, folder: pathlib.Path, *, ignored: Sequence[str] = ()
+) -> None:
+  """Refuses a folder whose run had another config.
+
+  Args:
+    config: what is wanted.
+    folder: of a run, with `config.json`.
+    ignored: keys that may differ.
+
+  Raises:
+    ValueError: it differs; names the keys.
+  """
+  new = json.loads(json.dumps(config.to_dict(), default=str))
+  old = json.loads((folder / "config.json").read_text())
+  keys = sorted(
+    k for k in {*new, *old} - set(ignored) if new.get(k) != old.get(k)
+  )
+  if keys:
+    raise ValueError(
+      f"{folder} has a finished run of another config: {', '.join(keys)} "
+      "differ. Take another --workdir, or remove that folder."
+    )
 
 
 def fit_or_diverge(

@@ -1,8 +1,8 @@
 """Federated training under several mechanisms at equal privacy.
 
 `build` makes one run: a method at a rho with a server rate. `run` searches the
-server rate of each method on a seed of its own, trains the seeds, and writes
-table and figure (`report.py`). Every run keeps a privacy ledger.
+server rate of each method by test loss on a seed of its own, trains the seeds,
+and writes table and figure (`report.py`). Every run keeps a privacy ledger.
 """
 
 from __future__ import annotations
@@ -219,8 +219,13 @@ def _at(config, **changes):
 
 
 def fit(config, folder: pathlib.Path) -> Mapping[str, Any]:
-  """One run; its result, or why it diverged."""
+  """One run; its result, or why it diverged.
+
+  Raises:
+    ValueError: the folder has a finished run of another config.
+  """
   if (folder / "result.json").exists():
+    stages.check_config(config, folder, ignored=("results",))
     return stages.result(folder)
   return stages.fit_or_diverge(
     build(config, folder),
@@ -233,7 +238,8 @@ def fit(config, folder: pathlib.Path) -> Mapping[str, Any]:
 
 
 def _score(result: Mapping[str, Any]) -> float:
-  return result.get("values", {}).get("test/accuracy", -1.0)
+  """Test loss; that of a run that diverged is infinite."""
+  return result.get("values", {}).get("test/loss", math.inf)
 
 
 def _say(text: str) -> None:
@@ -250,7 +256,7 @@ def _point(config, method: str, rho: float, workdir: pathlib.Path):
       config, method=method, rho=rho, server_rate=rate, seed=TUNING_SEED
     )
     scores[rate] = _score(fit(one, folder / "tuning" / f"{rate:g}"))
-  best = max(scores, key=scores.get)
+  best = min(scores, key=scores.get)
   _say(f"{method}, rho {rho:g}: server rate {best:g} of {scores}")
   for seed in config.seeds:
     one = _at(config, method=method, rho=rho, server_rate=best, seed=seed)

@@ -111,7 +111,7 @@ def write(
         f"{place.num_rounds} rounds of {config.cohort_size} clients, each in "
         f"at most {place.max_participations} rounds, at least {place.min_sep} "
         f"apart; clip norm {config.clip_norm:g}. Server rates of "
-        f"{tuple(config.server_rates)} by test accuracy of another seed, which "
+        f"{tuple(config.server_rates)} by test loss of another seed, which "
         "no privacy is charged for. `amplified` has the eps of the others, by "
         "privacy loss distributions for Poisson cohorts."
       ),

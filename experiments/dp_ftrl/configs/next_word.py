@@ -76,7 +76,8 @@ def _cpu(config):
 
 def _shakespeare(config):
   config.data.update(name="roles", num_words=2000, num_held_out=100)
-  config.num_rounds, config.cohort_size = 150, 20
+  config.num_rounds, config.cohort_size = 300, 20
+  config.server_rates = (0.03, 0.1, 0.3, 1.0)
 
 
 def _folder(config):
