@@ -124,11 +124,49 @@ def _nesterov(*, momentum: float = 0.9, accumulator_dtype: Any = None):
   return optax.trace(momentum, True, accumulator_dtype)
 
 
+def _adafactor(
+  *,
+  decay_rate: float = 0.8,
+  decay_cap: float = 0.999,
+  min_dim_size_to_factor: int = 32,
+  momentum: float | None = 0.9,
+  momentum_dtype: Any = "bfloat16",
+  clipping_threshold: float | None = None,
+  epsilon: float = 1e-30,
+):
+  """Factored second moments with a cap of their decay, and a small momentum.
+
+  As Zhai et al., "Scaling Vision Transformers", arXiv 2106.04560, section 3.4:
+  the decay 1 - k^-decay_rate of update k is at most `decay_cap`, momentum is an
+  average in `momentum_dtype`, and updates are not clipped unless
+  `clipping_threshold` says so.
+  """
+  decay = lambda count, rate: jnp.minimum(
+    1.0 - (count.astype(jnp.float32) + 1.0) ** -rate, decay_cap
+  )
+  parts = [
+    optax.scale_by_factored_rms(
+      decay_rate=decay_rate,
+      min_dim_size_to_factor=min_dim_size_to_factor,
+      epsilon=epsilon,
+      decay_rate_fn=decay,
+    )
+  ]
+  if clipping_threshold is not None:
+    parts.append(optax.clip_by_block_rms(clipping_threshold))
+  if momentum is not None:
+    parts.append(
+      optax.ema(momentum, debias=False, accumulator_dtype=momentum_dtype)
+    )
+  return optax.chain(*parts)
+
+
 # Each makes the direction of the step, before decay and learning rate.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
   "sgd": _sgd,
   "momentum": _momentum,
   "nesterov": _nesterov,
+  "adafactor": _adafactor,
   "adagrad": optax.scale_by_rss,
   "rmsprop": optax.scale_by_rms,
   "adam": optax.scale_by_adam,

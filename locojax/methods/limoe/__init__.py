@@ -56,6 +56,8 @@ from locojax.methods.limoe.routing import (
   update_balance_bias,
 )
 from locojax.methods.limoe.zero_shot import (
+  PHOTO,
+  PLAIN,
   canonical,
   class_embeddings,
   classify,
@@ -72,6 +74,8 @@ __all__ = [
   "MoeMlp",
   "OneTower",
   "Outputs",
+  "PHOTO",
+  "PLAIN",
   "PRESETS",
   "RoutingInfo",
   "TwoTower",

@@ -1,0 +1,348 @@
+"""Contrastive training of LIMoE, conditions against each other.
+
+`build` makes one run: a condition (`CONDITIONS`) with a seed. `run` trains all
+conditions over all seeds, asks zero-shot and retrieval questions of what
+training has not seen, and writes table and figures (`report.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.common import stages
+from experiments.limoe import pairs, questions, report
+from locojax.core import checks, types
+from locojax.data import pipeline
+from locojax.methods import limoe
+from locojax.train import distributed, experiment, optimizers, steps
+
+Experiment = experiment.Experiment
+LOSSES = ("softmax", "sigmoid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+  """What a condition changes.
+
+  Attributes:
+    kind: `limoe`, `one_tower` or `two_tower` (both dense).
+    experts: settings of `limoe.MoeMlp`.
+    aux: `none`, `classic`, or `limoe` (classic and entropy losses).
+    bias: whether experts are balanced by a bias for each modality.
+  """
+
+  kind: str = "limoe"
+  experts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  aux: str = "none"
+  bias: bool = False
+
+
+_FIFO, _BPR = {"priority": "none"}, {"priority": "max"}
+CONDITIONS: dict[str, Condition] = {
+  "no_aux": Condition(experts=_FIFO),
+  "classic": Condition(experts=_FIFO, aux="classic"),
+  "classic_bpr": Condition(experts=_BPR, aux="classic"),
+  "classic_entropy": Condition(experts=_FIFO, aux="limoe"),
+  "limoe": Condition(experts=_BPR, aux="limoe"),
+  "bias": Condition(experts=_BPR, bias=True),
+  "expert_choice": Condition(experts={"router": "expert_choice"}),
+  "soft": Condition(experts={"router": "soft"}),
+  "dense_one_tower": Condition(kind="one_tower"),
+  "dense_two_tower": Condition(kind="two_tower"),
+}
+
+
+def _condition(config) -> Condition:
+  return checks.lookup("condition", config.condition, CONDITIONS)
+
+
+def _experts(config) -> dict[str, Any]:
+  """Settings of the layers with experts."""
+  found = _condition(config)
+  out = {**config.experts.to_dict(), **found.experts}
+  if found.bias:
+    out["balance_rate"] = config.balance_rate
+  if out.get("router") == "expert_choice":
+    # It sees a whole group, so a single text must have places enough.
+    out["eval_capacity_factor"] = out["capacity_factor"]
+  return out
+
+
+def model(config) -> limoe.OneTower:
+  """The model of a config."""
+  data, settings = config.data, config.model.to_dict()
+  kind = _condition(config).kind
+  # Soft MoE mixes the tokens of a group, which must then be one pair.
+  group = 1 if config.condition == "soft" else config.group_examples
+  common = {
+    "vocab_size": _vocab_size(config),
+    "max_text_len": data.text_length,
+    "embed_dim": settings.pop("embed_dim") or None,
+    "dtype": jnp.dtype(settings.pop("dtype")),
+    "remat": settings.pop("remat"),
+    "order": config.order,
+  }
+  if kind == "limoe":
+    common["group_examples"] = group
+  preset = settings.pop("preset")
+  if preset:
+    return limoe.limoe_model(
+      preset, kind=kind, experts=_experts(config), **common
+    )
+  layers = settings.pop("moe_layers")
+  if kind == "limoe":
+    common |= {"moe_layers": tuple(layers), "experts": _experts(config)}
+  of = limoe.TwoTower if kind == "two_tower" else limoe.OneTower
+  return of(**settings, **common)
+
+
+def _vocab_size(config) -> int:
+  if not config.needs_data:
+    return config.data.vocab_size
+  return pairs.tokenizer(config.data.to_dict()).vocab_size
+
+
+def _aux(config, net: limoe.OneTower) -> limoe.LimoeAux:
+  """Weights of the auxiliary losses."""
+  kind = _condition(config).aux
+  if kind == "none":
+    return limoe.LimoeAux()
+  if kind == "classic":
+    return limoe.classic()
+  side = config.data.image_size // net.patch_size
+  tokens = {"image": side**2, "text": config.data.text_length}
+  return limoe.limoe_aux(
+    config.experts.num_experts, tokens, weight=config.aux_weight
+  )
+
+
+def prepared(images: jax.Array) -> jax.Array:
+  """uint8 images in [-1, 1]."""
+  return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def _contrast(config, out: limoe.Outputs):
+  if checks.one_of("loss", config.loss, LOSSES) == "sigmoid":
+    return limoe.contrastive_sigmoid_loss(
+      out.z_image,
+      out.z_text,
+      out.log_scale,
+      out.bias,
+      max_scale=config.max_scale or None,
+    )
+  return limoe.contrastive_softmax_loss(
+    out.z_image, out.z_text, out.log_scale, max_scale=config.max_scale or None
+  )
+
+
+def loss_fn(config, net: limoe.OneTower) -> types.LossFn:
+  """The contrastive loss with the auxiliary ones; couples the examples."""
+  aux = _aux(config, net)
+
+  @steps.couples_examples
+  def loss(params, model_state, batch, key):
+    out, new = net.apply(
+      {"params": params, **model_state},
+      prepared(batch["image"]),
+      batch["text"],
+      batch["text_mask"] if config.mask_padding else None,
+      train=True,
+      rngs={"gating": key},
+      mutable=list(model_state),
+    )
+    value, found = _contrast(config, out)
+    found = {**found, "contrast": value}
+    if out.infos:
+      extra, terms = limoe.auxiliary_loss(
+        out.infos, out.modality, aux, mask=out.mask
+      )
+      value = value + extra
+      found |= {f"aux/{n}": x for n, x in terms.items()}
+      found |= limoe.routing_metrics(out.infos, out.modality, mask=out.mask)
+    return value, (found, dict(new))
+
+  return loss
+
+
+def _place_experts(shape, mesh) -> jax.P:
+  """Leading axis over `expert`; what has none is replicated."""
+  size = dict(mesh.shape).get("expert", 1)
+  return jax.P("expert") if shape and shape[0] % size == 0 else jax.P()
+
+
+def _optimizer(config) -> optax.GradientTransformation:
+  rate = optimizers.schedule(
+    config.schedule,
+    learning_rate=config.learning_rate,
+    num_steps=config.num_steps,
+    warmup_steps=config.warmup_steps,
+    cooldown_steps=config.warmup_steps if config.schedule == "rsqrt" else 0,
+  )
+  return optimizers.make(
+    learning_rate=rate, decay_paths="kernel$", **config.optimizer.to_dict()
+  )
+
+
+def _shapes(config):
+  data, n = config.data, config.batch_size
+  side, length = data.image_size, data.text_length
+  return {
+    "image": jax.ShapeDtypeStruct((n, side, side, 3), jnp.uint8),
+    "text": jax.ShapeDtypeStruct((n, length), jnp.int32),
+    "text_mask": jax.ShapeDtypeStruct((n, length), jnp.int8),
+  }
+
+
+def batches(config, start: int):
+  """Batches from `start` on; one of an image's captions at random."""
+  data = config.data.to_dict()
+  found = pairs.load(data)
+  tokens, mask = pairs.tokenized(
+    found.captions, pairs.tokenizer(data), data["text_length"]
+  )
+
+  def one_caption(batch, rng):
+    rows = np.arange(len(batch["image"]))
+    which = rng.integers(tokens.shape[1], size=len(rows))
+    return {
+      "image": batch["image"],
+      "text": batch["text"][rows, which],
+      "text_mask": batch["text_mask"][rows, which],
+    }
+
+  return pipeline.array_batches(
+    {"image": found.image, "text": tokens, "text_mask": mask},
+    batch_size=config.batch_size,
+    seed=config.seed,
+    random_map=one_caption,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )(start)
+
+
+def build(config) -> Experiment:
+  """One run: `config.condition` with `config.seed`."""
+  net = model(config)
+  tx = _optimizer(config)
+  shapes = _shapes(config)
+
+  def init(key):
+    init_key, run_key = jax.random.split(key)
+    image = jnp.zeros((1, *shapes["image"].shape[1:]), jnp.float32)
+    text = jnp.zeros((1, config.data.text_length), jnp.int32)
+    found = dict(net.init(init_key, image, text))
+    params = found.pop("params")
+    return steps.init_state(params, tx, key=run_key, model_state=found)
+
+  rules = ((r"experts/", _place_experts),) if net.moe_layers else ()
+  evals = {}
+  if config.needs_data:
+    every = max(1, config.num_steps // config.num_evals)
+    run_eval = functools.partial(_evaluate, config, net)
+    evals["test"] = experiment.Eval(every, run_eval)
+  return Experiment(
+    init=init,
+    step=steps.from_loss(loss_fn(config, net), tx),
+    batches=functools.partial(batches, config),
+    num_steps=config.num_steps,
+    batch_shapes=shapes,
+    rules=rules,
+    batch_spec=jax.P(("data", "expert")),
+    evals=evals,
+    examples_per_step=config.batch_size,
+  )
+
+
+def _evaluate(config, net, state) -> dict[str, float]:
+  data = config.data.to_dict()
+  asked = questions.Embedder(
+    net,
+    state,
+    pairs.tokenizer(data),
+    config.data.text_length,
+    batch_size=config.eval_batch_size,
+    use_mask=config.mask_padding,
+  )
+  out = {}
+  for name, test in pairs.load(data).tests.items():
+    found = questions.ask(asked, test)
+    out |= {f"{name}/{k}": v for k, v in found.items()}
+  return out
+
+
+def _at(config, **changes):
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.update(changes)
+  return config
+
+
+def fit(config, folder: pathlib.Path) -> Mapping[str, Any]:
+  """One run; its result, or why it diverged.
+
+  Raises:
+    ValueError: the folder has a finished run of another config.
+  """
+  if (folder / "result.json").exists():
+    stages.check_config(config, folder, ignored=("results", "conditions"))
+    return stages.result(folder)
+  return stages.fit_or_diverge(
+    build(config),
+    config,
+    folder,
+    log_every=config.log_every,
+    save_every=config.save_every or config.num_steps,
+    keep=1,
+  )
+
+
+def final(config, folder: pathlib.Path):
+  """Model and final state of a finished run."""
+  made = build(config)
+  return model(config), stages.fit(made, config, folder)
+
+
+def _say(text: str) -> None:
+  if distributed.is_main():
+    print(text, flush=True)
+
+
+def run(config, workdir: str) -> dict[str, Any]:
+  """All conditions over all seeds; resumes.
+
+  Returns:
+    The rows of the table and the paths of what was written.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  for name in config.conditions:
+    checks.lookup("conditions", name, CONDITIONS)
+  probes: dict[str, list] = {}
+  for name in config.conditions:
+    for seed in config.seeds:
+      one = _at(config, condition=name, seed=seed)
+      where = report.folder(workdir, name, seed)
+      found = fit(one, where)
+      _say(f"{name}, seed {seed}: {found.get('diverged') or 'done'}")
+      value = None
+      if "diverged" not in found:
+        value = questions.probe_of(one, *final(one, where))
+      probes.setdefault(name, []).append(value)
+  looked = None
+  if "limoe" in config.conditions:
+    one = _at(config, condition="limoe", seed=config.seeds[0])
+    where = report.folder(workdir, "limoe", config.seeds[0])
+    if (where / "result.json").exists():
+      looked = questions.look(one, *final(one, where))
+  out = report.write(config, workdir, probes, looked)
+  _say(f"\n{out['markdown']}\n\ntable:  {out['table']}")
+  _say(f"figures: {out['figure']}" + (f", {out['experts']}" if looked else ""))
+  return out
