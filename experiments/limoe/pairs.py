@@ -155,10 +155,12 @@ def _emoji_rows(data: Mapping[str, Any], split: str):
     "emoji_pairs", split=split, data_dir=data["data_dir"] or None
   )
   rows = [source[i] for i in range(len(source))]
-  text = lambda key: [r[key].decode("utf-8").replace(",", " ") for r in rows]
+  text = lambda key: [np.asarray(r[key]).item().decode("utf-8") for r in rows]
   images = np.stack([r["image"] for r in rows])
-  words = [r["keywords"].decode("utf-8").split(",") for r in rows]
-  return images, text("name"), words, np.array(text("vendor"))
+  names = [name.replace(",", " ") for name in text("name")]
+  words = [several.split(",") for several in text("keywords")]
+  known = (source.directory / "vendor.labels.txt").read_text().split()
+  return images, names, words, np.array([known[r["vendor"]] for r in rows])
 
 
 def _named(images, names) -> ZeroShot:

@@ -72,17 +72,14 @@ def _row(config, workdir, condition, probes) -> dict[str, Any]:
   }
 
 
-def _figure(config, workdir, made, path: pathlib.Path) -> pathlib.Path:
+def _figure(config, workdir, path: pathlib.Path) -> pathlib.Path:
   """Success rates over the run, and the first test's accuracy."""
-  groups = {
-    c: [
-      r
-      for s in config.seeds
-      if (r := runs.load(folder(workdir, c, s))).finished
-    ]
+  found = {
+    c: [runs.load(folder(workdir, c, s)) for s in config.seeds]
     for c in config.conditions
   }
-  keys = set().union(*(r.keys() for own in groups.values() for r in own))
+  found = {c: [r for r in own if r.finished] for c, own in found.items()}
+  keys = set().union(*(r.keys() for own in found.values() for r in own))
   accuracy = sorted(k for k in keys if k.endswith("/zero_shot"))
   panels = [
     curves.Panel(key=k, title=t, y_label="share of tokens kept")
@@ -95,7 +92,13 @@ def _figure(config, workdir, made, path: pathlib.Path) -> pathlib.Path:
     )
     for k in accuracy
   ]
-  return curves.plot(groups, panels, path)
+  data = {
+    (c, i): curves.average([runs.series(r, panel.key) for r in own])
+    for c, own in found.items()
+    for i, panel in enumerate(panels)
+    if own and panel.key in set(own[0].keys())
+  }
+  return curves.draw(data, list(found), panels, path)
 
 
 def _modalities(ax, table: np.ndarray, title: str) -> None:
@@ -220,7 +223,7 @@ def write(
   if not distributed.is_main():
     return out
   (workdir / "table.md").write_text(markdown + "\n")
-  _figure(config, workdir, made, workdir / "figure.png")
+  _figure(config, workdir, workdir / "figure.png")
   if looked is not None:
     experts_figure(looked, workdir / "experts.png")
   if config.results:
