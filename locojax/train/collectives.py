@@ -30,7 +30,10 @@ _OP = re.compile(
   r"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) (" + "|".join(KINDS) + r")(-start)?\("
 )
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}(.?)")
+_MESH_GROUPS = re.compile(
+  r"replica_groups=mesh\[([^\]]*)\]"
+  r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}"
+)
 _IOTA_GROUPS = re.compile(
   r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
 )
@@ -142,19 +145,25 @@ def _ids(text: str) -> list[int]:
 
 
 def _groups(line: str, num_devices: int) -> list[tuple[int, ...]] | None:
-  """Device groups of a collective, in any of HLO's three notations."""
+  """Device groups of a collective, in any of HLO's notations."""
   mesh = _MESH_GROUPS.search(line)
   if mesh:
     axes = re.findall(r"'([^']+)'=(\d+)", mesh[1])
-    over = set(re.findall(r"'([^']+)'", mesh[2]))
-    if ":" in mesh[2] or "device_ids" in mesh[1]:
+    over = set(re.findall(r"'([^']+)'", mesh[4]))
+    if ":" in mesh[4] or "device_ids" in mesh[1]:
       return None
     sizes = [int(n) for _, n in axes]
+    devices = np.arange(math.prod(sizes))
+    if mesh[2]:
+      devices = devices.reshape(_ids(mesh[2]))
+      devices = devices.transpose(_ids(mesh[3])) if mesh[3] else devices
     keep = [i for i, (name, _) in enumerate(axes) if name not in over]
     run = [i for i, (name, _) in enumerate(axes) if name in over]
-    ids = np.arange(math.prod(sizes)).reshape(sizes).transpose(keep + run)
+    ids = devices.reshape(sizes).transpose(keep + run)
     ids = ids.reshape(-1, math.prod(sizes[i] for i in run))
     return [tuple(row) for row in ids.tolist()]
+  if "replica_groups=mesh" in line:
+    return None  # a form that is not known: say so rather than "all devices"
   iota = _IOTA_GROUPS.search(line)
   if iota:
     ids = np.arange(math.prod(_ids(iota[2]))).reshape(_ids(iota[2]))

@@ -384,6 +384,25 @@ def test_collectives_worked():
   assert collectives.table([]) == "  none"
 
 
+@pytest.mark.parametrize(
+  ("groups", "axes"),
+  [
+    ("mesh['a'=2,'b'=4] {'b'}", "model"),
+    ("mesh['a'=4,'b'=2,'c'=1], device_ids=([2,4]T(1,0)) {'b','c'}", "data"),
+    ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", "model"),
+    ("mesh['a'=2,'b'=4], device_ids=(1,0) {'b'}", "unknown"),
+  ],
+)
+def test_groups_by_a_mesh_of_the_compiler(groups, axes):
+  text = HLO.replace("mesh['x'=2,'y'=4] {'x','y'}", groups)
+  found = collectives.parse(text, {"data": 2, "expert": 1, "model": 4})
+  assert axes in {
+    c.axes
+    for c in found
+    if c.kind == "all-gather" and c.bytes == 256 and not c.in_loop
+  }
+
+
 def test_a_loop_of_unknown_length_is_said_of_collectives():
   text = HLO.replace("constant(12)", "parameter(1)")
   found = collectives.parse(text, {"data": 2, "expert": 1, "model": 4})

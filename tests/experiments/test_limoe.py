@@ -1,0 +1,253 @@
+"""LIMoE's experiment: pairs, a tiny run, resume, meshes, questions."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.limoe import experiment, pairs, questions, report
+from experiments.limoe.configs import pairs as configs
+from locojax.core import trees
+from locojax.data import scenes
+from locojax.report import results
+from locojax.train import check, loop, sharding
+
+
+def _config(variant="tiny", **changes):
+  config = configs.get_config(variant).copy_and_resolve_references()
+  with config.unlocked():
+    for name, value in changes.items():
+      part, _, key = name.partition("__")
+      if key:
+        config[part][key] = value
+      else:
+        config[part] = value
+  return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("limoe")
+  config = _config(
+    conditions=("limoe", "dense_one_tower"), results=str(folder / "result.json")
+  )
+  return config, folder / "run", experiment.run(config, str(folder / "run"))
+
+
+def test_the_run_ends_in_a_table_and_figures(finished):
+  config, _, out = finished
+  assert [r["condition"] for r in out["rows"]] == list(config.conditions)
+  sparse, dense = out["rows"]
+  assert 0 < sparse["success_text"][0] <= 100
+  assert dense["success_text"] is None
+  assert 0 <= dense["unseen_combinations_zero_shot"][0] <= 100
+  assert results.load(config.results)["rows"] == out["rows"]
+  experts = results.load(config.results.replace("result", "result_experts"))
+  assert len(experts["rows"]) == config.experts.num_experts
+  # 144 pairs: each patch and each piece is at one expert.
+  assert sum(r["image_tokens"] for r in experts["rows"]) == 144 * 16
+  for name in ("figure", "experts"):
+    with open(out[name], "rb") as f:
+      assert f.read(4) == b"\x89PNG"
+
+
+def test_a_finished_folder_of_another_config_is_refused(finished):
+  config, folder, _ = finished
+  other = _config(learning_rate=1.0)
+  with pytest.raises(ValueError, match="learning_rate"):
+    experiment.fit(other, report.folder(folder, "limoe", 0))
+  del config
+
+
+_SMALL = {"model__num_layers": 1, "model__moe_layers": (0,)}
+
+
+class _Stop(Exception):
+  """Ends a run in the middle."""
+
+
+def _fit(config, folder, *, until=None, **axes):
+  # Without evaluations, which would be most of what is compiled.
+  made = dataclasses.replace(experiment.build(config), evals={})
+  if until is not None:
+    whole = made.batches
+
+    def cut(start):
+      for k, batch in enumerate(whole(start), start):
+        if k == until:
+          raise _Stop
+        yield batch
+
+    made = dataclasses.replace(made, batches=cut)
+  num = math.prod(axes.values())
+  return loop.fit(
+    made,
+    folder,
+    key=jax.random.key(config.seed),
+    mesh=sharding.make_mesh(axes, jax.devices()[:num]),
+    config=config.to_dict(),
+    log_every=1,
+    save_every=2,
+    keep=1,
+  )
+
+
+def _equal(a, b) -> bool:
+  a, b = (trees.flatten(x) for x in (a, b))
+  return all(np.array_equal(np.asarray(a[k]), np.asarray(b[k])) for k in a)
+
+
+def test_an_interrupted_run_ends_in_the_same_bits(tmp_path):
+  config = _config(**_SMALL)
+  whole = _fit(config, tmp_path / "whole", data=1)
+  with pytest.raises(_Stop):
+    _fit(config, tmp_path / "cut", until=4, data=1)
+  resumed = _fit(config, tmp_path / "cut", data=1)
+  assert _equal(whole.params, resumed.params)
+  assert _equal(whole.opt_state, resumed.opt_state)
+
+
+def test_experts_are_restored_on_another_mesh(tmp_path):
+  config = _config(**_SMALL, num_steps=4)
+  whole = _fit(config, tmp_path / "whole", data=1)
+  with pytest.raises(_Stop):
+    _fit(config, tmp_path / "cut", until=2, data=2, expert=4)
+  resumed = _fit(config, tmp_path / "cut", data=4)
+  for path, x in trees.flatten(whole.params).items():
+    np.testing.assert_allclose(
+      np.asarray(trees.flatten(resumed.params)[path]),
+      np.asarray(x),
+      atol=5e-4,
+      err_msg=path,
+    )
+
+
+def test_experts_lie_along_their_axis():
+  config = _config(needs_data=False, mesh__data=2, mesh__expert=4)
+  made = experiment.build(config)
+  text = check.run(made, axes=dict(config.mesh), num_devices=8).text
+  rows = [r for r in text.splitlines() if "experts/up_kernel" in r]
+  assert rows and all("P(expert)" in r for r in rows)
+
+
+@pytest.mark.parametrize("name", ["paper", "paper_s32"])
+def test_sizes_of_the_paper_have_the_shapes_of_a_step(name):
+  config = configs.get_config(name)
+  made = experiment.build(config)
+  state = jax.eval_shape(made.init, jax.random.key(0))
+  total = sum(x.size for x in jax.tree.leaves(state.params))
+  assert total > 1e8
+  assert made.batch_shapes["image"].shape == (16384, 224, 224, 3)
+
+
+@pytest.mark.parametrize("condition", list(experiment.CONDITIONS))
+def test_every_condition_builds(condition):
+  config = _config(condition=condition, needs_data=False)
+  made = experiment.build(config)
+  state = jax.eval_shape(made.init, jax.random.key(0))
+  after, found = jax.eval_shape(made.step, state, made.batch_shapes)
+  assert jax.tree.structure(after) == jax.tree.structure(state)
+  assert ("success_text" in found) == (not condition.startswith("dense"))
+
+
+def test_no_test_scene_is_in_training():
+  data = _config().data.to_dict()
+  found = pairs.load(data)
+  test = found.tests["unseen_combinations"]
+  seen, held = scenes.held_out(data["held_out_share"], seed=data["seed"])
+  assert not set(seen) & set(held)
+  known = {
+    scenes.caption(scenes.COMBINATIONS[c], w) for c in seen for w in (0,)
+  }
+  assert not known & set(test.names)
+  assert len(found.image) == data["num_train"]
+
+
+def test_batches_take_each_caption_at_random_and_repeat():
+  config = _config()
+  one = list(itertools.islice(experiment.batches(config, 1), 1))[0]
+  two = list(itertools.islice(experiment.batches(config, 0), 2))[1]
+  for name, x in one.items():
+    np.testing.assert_array_equal(x, two[name])
+
+
+def _folder(root):
+  rows = []
+  for i in range(12):
+    Image.new("RGB", (20, 14), (20 * i, 0, 255 - 20 * i)).save(
+      root / f"{i}.png"
+    )
+    rows.append({"file": f"{i}.png", "caption": [f"shade {i}", f"tone {i}"]})
+  (root / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  return root
+
+
+def test_an_own_folder_is_a_training_set(tmp_path):
+  config = _config(
+    "folder",
+    data__path=str(_folder(tmp_path)),
+    data__vocab_size=40,
+    batch_size=4,
+  )
+  found = pairs.load(config.data.to_dict())
+  assert len(found.image) == 10 and len(found.tests["folder"].image) == 2
+  assert {len(c) for c in found.captions} == {2}
+  batch = next(experiment.batches(config, 0))
+  assert batch["image"].shape == (4, 48, 48, 3)
+  assert batch["text"].shape == (4, 16)
+  with pytest.raises(ValueError, match="data.path=''"):
+    pairs.load(_config("folder").data.to_dict())
+  with pytest.raises(ValueError, match="data.names"):
+    pairs.load(_config(data__names=("scene",)).data.to_dict())
+
+
+def test_held_out_classes_are_not_in_training():
+  data = _config(
+    data__names=("digits",), data__held_out_classes=("three", "seven")
+  ).data.to_dict()
+  found = pairs.load(data)
+  assert not any(
+    "three" in t or "seven" in t for c in found.captions for t in c
+  )
+  test = found.tests["digits_unseen_classes"]
+  assert test.names == ("three", "seven") and set(test.label) == {0, 1}
+  assert set(found.tests) == {"digits", "digits_unseen_classes"}
+
+
+@pytest.mark.real_data
+def test_no_emoji_of_the_tests_is_in_training(data_dir):
+  data = _config("emoji").data.to_dict()
+  data["data_dir"] = str(data_dir / "tfds")
+  found = pairs.load(data)
+  names = {c[0] for c in found.captions}
+  assert not names & set(found.tests["unseen_emoji"].names)
+  vendor = found.tests["unseen_vendor"]
+  assert len(names & set(vendor.names)) > 1000
+  assert found.image.shape[1:] == (48, 48, 3)
+  assert len(found.image) + len(vendor.image) == 6399
+
+
+def test_ridge_regression_is_that_of_numpy_on_separable_data():
+  rng = np.random.default_rng(0)
+  label = np.arange(60) % 3
+  z = np.eye(3)[label] + 0.05 * rng.normal(size=(60, 3))
+  split = (z[:30], label[:30]), (z[30:], label[30:])
+  assert questions.ridge_probe(*split, num_classes=3) == 1.0
+  shuffled = split[0], (z[30:], (label[30:] + 1) % 3)
+  assert questions.ridge_probe(*shuffled, num_classes=3) == 0.0
+
+
+def test_resizing_puts_transparent_images_on_white():
+  image = np.zeros((1, 4, 4, 4), np.uint8)
+  image[0, :2, :, 3] = 255
+  found = pairs.resized(image, 2)
+  np.testing.assert_array_equal(found[0, 0], np.zeros((2, 3)))
+  np.testing.assert_array_equal(found[0, 1], np.full((2, 3), 255))
+  assert pairs.resized(np.zeros((1, 4, 4, 1), np.uint8), 4).shape[-1] == 3
