@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.limoe import experiment, pairs, questions, report
+from experiments.limoe import bench, experiment, pairs, questions, report
 from experiments.limoe.configs import pairs as configs
 from locojax.core import trees
 from locojax.data import scenes
+from locojax.methods import limoe
 from locojax.report import results
 from locojax.train import check, loop, sharding
 
@@ -251,3 +252,24 @@ def test_resizing_puts_transparent_images_on_white():
   np.testing.assert_array_equal(found[0, 0], np.zeros((2, 3)))
   np.testing.assert_array_equal(found[0, 1], np.full((2, 3), 255))
   assert pairs.resized(np.zeros((1, 4, 4, 1), np.uint8), 4).shape[-1] == 3
+
+
+def test_the_peer_of_the_benchmark_is_the_layer():
+  """Written out with masks it gives what the dispatchers give."""
+  x = jax.random.normal(jax.random.key(0), (2, 32, 16))
+  ours = limoe.MoeMlp(4, 24, capacity_factor=bench.FACTOR, noise_std=0.0)
+  peer = bench.EinsumPeer(4, 24)
+  params = ours.init(jax.random.key(1), x, train=False)
+  y, _ = ours.apply(params, x, train=True)
+  np.testing.assert_allclose(peer.apply(params, x), y, atol=1e-5)
+
+
+def test_the_benchmark_has_a_row_for_each_layer_and_step(tmp_path):
+  path = str(tmp_path / "bench.json")
+  argv = "--width 16 --hidden 32 --experts 4 --tokens 64 --groups 32 "
+  argv += "--blocks 2 --batch 4 --rounds 1 --results"
+  bench.main([*argv.split(), path])
+  rows = results.load(path)["rows"]
+  assert len(rows) == 5 + 2
+  assert all(r["ms"] > 0 for r in rows)
+  assert [r["ratio"] for r in rows if r["name"] == "dense"] == [1.0]
