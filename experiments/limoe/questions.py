@@ -50,7 +50,10 @@ class Embedder:
       return net.apply(variables, None, batch["text"], mask).z_text
 
     self._variables = variables
-    self._image, self._text = jax.jit(image), jax.jit(text)
+    # On every process whole: they all go on with the same vectors.
+    whole = state.step.sharding
+    self._image = jax.jit(image, out_shardings=whole)
+    self._text = jax.jit(text, out_shardings=whole)
 
   def _run(self, f, arrays) -> np.ndarray:
     parts = []
@@ -186,7 +189,7 @@ def look(config, net, state, *, num_pairs: int = 256) -> Looked:
   tokens, mask = tokenizer.encode(texts, data["text_length"])
   x = test.image[rows].astype(np.float32) / 127.5 - 1.0
   given = mask if config.mask_padding else None
-  out = jax.jit(net.apply)(
+  out = jax.jit(net.apply, out_shardings=state.step.sharding)(
     {"params": state.params, **state.model_state}, x, tokens, given
   )
   num = config.experts.num_experts

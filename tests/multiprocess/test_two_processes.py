@@ -81,10 +81,10 @@ def _rows(folder):
   return [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
 
 
-def _close(rows, others):
+def _close(rows, others, rel=1e-5):
   assert len(rows) == len(others)
   for row, other in zip(rows, others, strict=True):
-    assert row == pytest.approx(other, rel=1e-5)
+    assert row == pytest.approx(other, rel=rel)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +123,24 @@ def test_a_checkpoint_of_two_serves_one(one, two, tmp_path):
   assert _rows(folder)[-1]["step"] == 24
 
 
+@pytest.mark.slow
+def test_experts_over_two_processes_are_those_of_one(tmp_path):
+  parts = {}
+  for count in (1, 2):
+    folder = tmp_path / str(count)
+    _run(folder, count, config="tests/experiments/limoe_config.py")
+    read = lambda name, folder=folder: (
+      folder / "limoe" / "seed_0" / name
+    ).read_text()
+    rows = [json.loads(line) for line in read("metrics.jsonl").splitlines()]
+    for row in rows:
+      row.pop("seconds")
+    parts[count] = rows, read("params.txt")
+    assert "P('expert'" in parts[count][1]
+  _close(parts[2][0], parts[1][0], rel=1e-3)
+
+
+@pytest.mark.slow
 def test_rounds_noise_and_server_of_two_are_those_of_one(tmp_path):
   where = "tree_honaker/rho_1/seed_0"
   parts = {}
