@@ -71,7 +71,9 @@ def test_shards_give_value_and_gradient_of_the_whole(shards, kind):
       check_vma=False,
     )(z_img, z_txt, t)
 
-  run = lambda f: jax.value_and_grad(f, argnums=(0, 1, 2))(images, texts, 1.0)
+  run = lambda f: jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(
+    images, texts, 1.0
+  )
   for a, b in zip(jax.tree.leaves(run(sharded)), jax.tree.leaves(run(loss))):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
