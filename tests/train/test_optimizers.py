@@ -117,6 +117,20 @@ OPTAX = {
   "adabelief": (optax.adabelief(0.1), {}),
   "radam": (optax.radam(0.1), {}),
   "lion": (optax.lion(0.1, weight_decay=0.1), {"weight_decay": 0.1}),
+  "adafactor": (
+    optax.adafactor(
+      0.1,
+      min_dim_size_to_factor=2,
+      multiply_by_parameter_scale=False,
+      momentum=0.9,
+    ),
+    {
+      "min_dim_size_to_factor": 2,
+      "clipping_threshold": 1.0,
+      "momentum_dtype": "float32",
+      "decay_cap": 1.0,
+    },
+  ),
   "muon": (optax.contrib.muon(0.1, ns_steps=3), {"ns_steps": 3}),
 }
 
@@ -138,6 +152,25 @@ def test_a_schedule_counts_updates(name):
   params, _ = _train(tx, 2)
   more, _ = _train(tx, 4)
   chex.assert_trees_all_equal(params, more)
+
+
+def test_adafactor_caps_its_decay_and_keeps_a_small_momentum():
+  tx = optimizers.make(
+    "adafactor", learning_rate=1.0, decay_rate=2.0, decay_cap=0.5, momentum=0.9
+  )
+  params = {"w": jnp.zeros(1)}
+  state = tx.init(params)
+  assert {x.dtype for x in jax.tree.leaves(state) if x.ndim} == {
+    jnp.dtype("float32"),
+    jnp.dtype("bfloat16"),
+  }
+  v = m = 0.0
+  for k, g in enumerate((1.0, 2.0, 3.0), 1):
+    updates, state = tx.update({"w": jnp.full(1, g)}, state, params)
+    decay = min(1 - k**-2.0, 0.5)
+    v = decay * v + (1 - decay) * g * g
+    m = float(jnp.bfloat16(0.9 * m + 0.1 * g / v**0.5))
+    assert float(updates["w"][0]) == pytest.approx(-m, rel=1e-2)
 
 
 def test_clip_decay_mask_and_multipliers_worked():
