@@ -264,6 +264,7 @@ def test_the_peer_of_the_benchmark_is_the_layer():
   np.testing.assert_allclose(peer.apply(params, x), y, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_benchmark_has_a_row_for_each_layer_and_step(tmp_path):
   path = str(tmp_path / "bench.json")
   argv = "--width 16 --hidden 32 --experts 4 --tokens 64 --groups 32 "
