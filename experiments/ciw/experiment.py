@@ -387,21 +387,12 @@ def _detection(config, made: Plan, predict):
   return run
 
 
-def _at(config, **changes):
-  """A copy of the config with some values changed."""
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    for name, value in changes.items():
-      config[name] = value
-  return config
-
-
 def trials(config) -> dict[noise_report.Trial, Any]:
   """The config of every trial of the study."""
   together = config.noise_together
   groups = [config.noises] if together else [(n,) for n in config.noises]
   return {
-    noise_report.Trial(tuple(group), method, number): _at(
+    noise_report.Trial(tuple(group), method, number): stages.changed(
       config, noise=tuple(group), method=method, options=options
     )
     for group in groups
@@ -445,11 +436,6 @@ def _programs_kept(folder: pathlib.Path):
     compilation_cache.reset_cache()
 
 
-def _say(text: str) -> None:
-  if distributed.is_main():
-    print(text, flush=True)
-
-
 def _write_noise(config, workdir: pathlib.Path) -> None:
   """`noise.json`: realised rates and transition matrices of all seeds."""
   if not distributed.is_main():
@@ -471,7 +457,7 @@ def _train(every: Mapping[noise_report.Trial, Any], folder) -> None:
   for number, (trial, one) in enumerate(every.items(), 1):
     found = fit(one, trial.folder(folder))
     end = found.get("diverged") or f"{found['seconds']:.1f} s"
-    _say(f"[{number}/{len(every)}] {trial.name}: {end}")
+    stages.say(f"[{number}/{len(every)}] {trial.name}: {end}")
 
 
 def run(config, workdir: str) -> dict[str, Any]:
@@ -488,7 +474,7 @@ def run(config, workdir: str) -> dict[str, Any]:
     _train(trials(config), folder)
   distributed.sync("trials")
   out = noise_report.write(config, folder)
-  _say(f"\n{out['markdown']}\n\nfigure: {out['figure']}")
+  stages.say(f"\n{out['markdown']}\n\nfigure: {out['figure']}")
   return out
 
 

@@ -285,22 +285,14 @@ def fit(config, folder: pathlib.Path) -> types.TrainState:
   return stages.fit(made, config, folder, **settings)
 
 
-def _at(config, **changes):
-  """A copy of the config with some values changed."""
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.update(changes)
-  return config
-
-
 def plan(config) -> dict[str, Any]:
   """The config of every run by name: methods, then the burn-in sweep."""
-  runs = {name: _at(config, method=name) for name in config.methods}
+  runs = {name: stages.changed(config, method=name) for name in config.methods}
   for epochs in config.burnin_sweep:
     if epochs == config.burnin_epochs:
       continue  # that is the method itself
     name = f"burnin_{epochs}"
-    runs[name] = _at(
+    runs[name] = stages.changed(
       config, method=config.burnin_method, burnin_epochs=epochs, num_frames=0
     )
   return runs

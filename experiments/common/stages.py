@@ -17,6 +17,22 @@ from locojax.train import (
   profiling,
   sharding,
 )
+from locojax.train import folder as run_folder
+
+
+def changed(config: Any, **changes) -> Any:
+  """A copy of a config in which some top-level values are replaced."""
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    for name, value in changes.items():
+      config[name] = value
+  return config
+
+
+def say(text: str) -> None:
+  """Prints on process 0, at once."""
+  if distributed.is_main():
+    print(text, flush=True)
 
 
 def fit(
@@ -66,16 +82,27 @@ def check_config(
   Raises:
     ValueError: it differs; names the keys.
   """
-  new = json.loads(json.dumps(config.to_dict(), default=str))
-  old = json.loads((folder / "config.json").read_text())
-  keys = sorted(
-    k for k in {*new, *old} - set(ignored) if new.get(k) != old.get(k)
-  )
+  found = run_folder.changed_keys(folder, config.to_dict())
+  keys = [k for k in found if k not in ignored]
   if keys:
     raise ValueError(
       f"{folder} has a finished run of another config: {', '.join(keys)} "
       "differ. Take another --workdir, or remove that folder."
     )
+
+
+def finished(
+  config: Any, folder: pathlib.Path, *, ignored: Sequence[str] = ()
+) -> dict[str, Any] | None:
+  """The result of a finished run of this config; None if it is not finished.
+
+  Raises:
+    ValueError: the folder has a finished run of another config.
+  """
+  if not (folder / "result.json").exists():
+    return None
+  check_config(config, folder, ignored=ignored)
+  return result(folder)
 
 
 def fit_or_diverge(

@@ -211,22 +211,15 @@ def _evals(config, task: tasks.Task) -> dict[str, experiment.Eval]:
   return {"test": experiment.Eval(max(1, config.num_rounds // 5), run)}
 
 
-def _at(config, **changes):
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.update(changes)
-  return config
-
-
 def fit(config, folder: pathlib.Path) -> Mapping[str, Any]:
   """One run; its result, or why it diverged.
 
   Raises:
     ValueError: the folder has a finished run of another config.
   """
-  if (folder / "result.json").exists():
-    stages.check_config(config, folder, ignored=("results",))
-    return stages.result(folder)
+  found = stages.finished(config, folder, ignored=("results",))
+  if found is not None:
+    return found
   return stages.fit_or_diverge(
     build(config, folder),
     config,
@@ -242,24 +235,21 @@ def _score(result: Mapping[str, Any]) -> float:
   return result.get("values", {}).get("test/loss", math.inf)
 
 
-def _say(text: str) -> None:
-  if distributed.is_main():
-    print(text, flush=True)
-
-
 def _point(config, method: str, rho: float, workdir: pathlib.Path):
   """Server rate of a method at a rho, and the runs of all seeds."""
   folder = report.folder(workdir, method, rho)
   scores = {}
   for rate in config.server_rates:
-    one = _at(
+    one = stages.changed(
       config, method=method, rho=rho, server_rate=rate, seed=TUNING_SEED
     )
     scores[rate] = _score(fit(one, folder / "tuning" / f"{rate:g}"))
   best = min(scores, key=scores.get)
-  _say(f"{method}, rho {rho:g}: server rate {best:g} of {scores}")
+  stages.say(f"{method}, rho {rho:g}: server rate {best:g} of {scores}")
   for seed in config.seeds:
-    one = _at(config, method=method, rho=rho, server_rate=best, seed=seed)
+    one = stages.changed(
+      config, method=method, rho=rho, server_rate=best, seed=seed
+    )
     fit(one, folder / f"seed_{seed}")
 
 
@@ -283,6 +273,6 @@ def run(config, workdir: str) -> dict[str, Any]:
     _point(config, method, rho, workdir)
   place = setting(config, _num_clients(config, tasks.make(config)))
   out = report.write(config, workdir, points(config), place, _mechanism)
-  _say(f"\n{out['markdown']}\n\ntable:  {out['table']}")
-  _say(f"figure: {out['figure']}")
+  stages.say(f"\n{out['markdown']}\n\ntable:  {out['table']}")
+  stages.say(f"figure: {out['figure']}")
   return out

@@ -23,7 +23,7 @@ from experiments.limoe import pairs, questions, report
 from locojax.core import checks, types
 from locojax.data import pipeline
 from locojax.methods import limoe
-from locojax.train import distributed, experiment, optimizers, steps
+from locojax.train import experiment, optimizers, steps
 
 Experiment = experiment.Experiment
 LOSSES = ("softmax", "sigmoid")
@@ -279,22 +279,15 @@ def _evaluate(config, net, state) -> dict[str, float]:
   return out
 
 
-def _at(config, **changes):
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.update(changes)
-  return config
-
-
 def fit(config, folder: pathlib.Path) -> Mapping[str, Any]:
   """One run; its result, or why it diverged.
 
   Raises:
     ValueError: the folder has a finished run of another config.
   """
-  if (folder / "result.json").exists():
-    stages.check_config(config, folder, ignored=("results", "conditions"))
-    return stages.result(folder)
+  found = stages.finished(config, folder, ignored=("results", "conditions"))
+  if found is not None:
+    return found
   return stages.fit_or_diverge(
     build(config),
     config,
@@ -311,11 +304,6 @@ def final(config, folder: pathlib.Path):
   return model(config), stages.fit(made, config, folder)
 
 
-def _say(text: str) -> None:
-  if distributed.is_main():
-    print(text, flush=True)
-
-
 def run(config, workdir: str) -> dict[str, Any]:
   """All conditions over all seeds; resumes.
 
@@ -328,21 +316,23 @@ def run(config, workdir: str) -> dict[str, Any]:
   probes: dict[str, list] = {}
   for name in config.conditions:
     for seed in config.seeds:
-      one = _at(config, condition=name, seed=seed)
+      one = stages.changed(config, condition=name, seed=seed)
       where = report.folder(workdir, name, seed)
       found = fit(one, where)
-      _say(f"{name}, seed {seed}: {found.get('diverged') or 'done'}")
+      stages.say(f"{name}, seed {seed}: {found.get('diverged') or 'done'}")
       value = None
       if "diverged" not in found:
         value = questions.probe_of(one, *final(one, where))
       probes.setdefault(name, []).append(value)
   looked = None
   if "limoe" in config.conditions:
-    one = _at(config, condition="limoe", seed=config.seeds[0])
+    one = stages.changed(config, condition="limoe", seed=config.seeds[0])
     where = report.folder(workdir, "limoe", config.seeds[0])
     if (where / "result.json").exists():
       looked = questions.look(one, *final(one, where))
   out = report.write(config, workdir, probes, looked)
-  _say(f"\n{out['markdown']}\n\ntable:  {out['table']}")
-  _say(f"figures: {out['figure']}" + (f", {out['experts']}" if looked else ""))
+  stages.say(f"\n{out['markdown']}\n\ntable:  {out['table']}")
+  stages.say(
+    f"figures: {out['figure']}" + (f", {out['experts']}" if looked else "")
+  )
   return out

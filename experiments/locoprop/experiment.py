@@ -162,31 +162,20 @@ def fit(config, workdir: pathlib.Path) -> Mapping[str, Any]:
   )
 
 
-def _at(config, **changes):
-  """A copy of the config with some values changed."""
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.update(changes)
-  return config
-
-
-def _say(text: str) -> None:
-  if distributed.is_main():
-    print(text, flush=True)
-
-
 def _rate_factors(config, workdir: pathlib.Path) -> dict[str, float]:
   """By method: of `config.rate_factors`, the one with the least train loss."""
   chosen = dict.fromkeys(config.methods, config.rate_factor)
   for method in config.methods if config.rate_factors else ():
     losses = {}
     for factor in config.rate_factors:
-      one = _at(config, method=method, rate_factor=factor, num_evals=1)
+      one = stages.changed(
+        config, method=method, rate_factor=factor, num_evals=1
+      )
       result = fit(one, workdir / "factors" / method / f"{factor:g}")
       values = result.get("values", {summary.LOSS: math.inf})
       losses[factor] = values[summary.LOSS]
     chosen[method] = min(losses, key=losses.get)
-    _say(f"{method}: learning rate x {chosen[method]:g} of {losses}")
+    stages.say(f"{method}: learning rate x {chosen[method]:g} of {losses}")
   return chosen
 
 
@@ -197,11 +186,11 @@ def _fit_all(config, workdir, axis: str, epochs: Mapping[str, int], factors):
   for i, (method, num_epochs) in enumerate(epochs.items()):
     for j, seed in enumerate(config.seeds):
       number = i * len(config.seeds) + j + 1
-      _say(
+      stages.say(
         f"[equal {axis} {number}/{total}] {method}, seed {seed}, "
         f"{num_epochs} epochs"
       )
-      one = _at(
+      one = stages.changed(
         config,
         method=method,
         seed=seed,
@@ -211,7 +200,7 @@ def _fit_all(config, workdir, axis: str, epochs: Mapping[str, int], factors):
       )
       result = fit(one, workdir / axis / method / f"seed_{seed}")
       if "diverged" in result:
-        _say(f"  diverged: {result['diverged']}")
+        stages.say(f"  diverged: {result['diverged']}")
         continue
       cost.setdefault(method, []).append(result["seconds"] / num_epochs)
   return {m: float(np.median(v)) for m, v in cost.items()}
@@ -251,8 +240,10 @@ def run(config, workdir: str) -> dict[str, Any]:
     _fit_all(config, workdir, "seconds", plan, factors)
   out = summary.write(config, workdir)
   if done:
-    _say("Everything was done already; the table and figure are as before.")
-  _say(
+    stages.say(
+      "Everything was done already; the table and figure are as before."
+    )
+  stages.say(
     f"\n{out['markdown']}\n\ntable:  {out['table']}\nfigure: {out['figure']}"
   )
   return out

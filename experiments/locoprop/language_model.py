@@ -238,13 +238,6 @@ def build(config) -> experiment.Experiment:
   )
 
 
-def _one(config, method: str):
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.method = method
-  return config
-
-
 def run(config, workdir: str) -> dict[str, Any]:
   """Trains `config.methods`, a folder each; all resume.
 
@@ -254,7 +247,7 @@ def run(config, workdir: str) -> dict[str, Any]:
   out = {}
   for method in config.methods:
     folder = pathlib.Path(workdir).absolute() / method
-    one = _one(config, method)
+    one = stages.changed(config, method=method)
     stages.fit(
       build(one),
       one,

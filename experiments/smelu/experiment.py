@@ -161,18 +161,6 @@ def _batches(config, task: tasks.Task, window) -> Callable | None:
   )
 
 
-def _at(config, **changes):
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.update(changes)
-  return config
-
-
-def _say(text: str) -> None:
-  if distributed.is_main():
-    print(text, flush=True)
-
-
 def _fit(config, folder: pathlib.Path, warm=None) -> types.TrainState:
   """Trains a point, or finds it trained; its final state."""
   made = build(config, warm)
@@ -236,7 +224,7 @@ def _tune(config, workdir: pathlib.Path, activation: str) -> float:
   """The learning rate with the least validation loss of a single model."""
   found = {}
   for rate in config.learning_rates:
-    one = _at(
+    one = stages.changed(
       config,
       setting=activation,
       condition=config.tuning_condition,
@@ -249,7 +237,7 @@ def _tune(config, workdir: pathlib.Path, activation: str) -> float:
     loss = _loss(preds, _task(one, activation).test["label"])
     found[rate] = loss if np.isfinite(loss) else np.inf
   best = min(found, key=found.get)
-  _say(f"  {activation}: learning rate {best:g} of {found}")
+  stages.say(f"  {activation}: learning rate {best:g} of {found}")
   return best
 
 
@@ -267,7 +255,7 @@ def _tuned(config, workdir: pathlib.Path) -> dict[str, float]:
 
 def _warm_params(config, workdir: pathlib.Path):
   """Parameters of one model trained on the same data, for warm starts."""
-  one = _at(config, num_replicas=1, setting=_cold(config.setting))
+  one = stages.changed(config, num_replicas=1, setting=_cold(config.setting))
   folder = workdir / "warm" / plane.folder_name(one.setting)
   return _fit(one, folder).params
 
@@ -296,15 +284,15 @@ def run(config, workdir: str) -> dict[str, Any]:
   rates = _tuned(config, workdir)
   points = plane.points(config)
   for i, (condition, setting) in enumerate(points):
-    _say(f"[{i + 1}/{len(points)}] {condition}, {setting}")
+    stages.say(f"[{i + 1}/{len(points)}] {condition}, {setting}")
     rate = rates[parse_setting(setting).activation]
-    one = _at(
+    one = stages.changed(
       config, condition=condition, setting=setting, learning_rate=float(rate)
     )
     _point(one, workdir)
   out = plane.write(config, workdir, rates)
-  _say(f"\n{out['markdown']}\n\ntable:  {out['table']}")
-  _say(f"figure: {out['figure']}")
+  stages.say(f"\n{out['markdown']}\n\ntable:  {out['table']}")
+  stages.say(f"figure: {out['figure']}")
   return out
 
 

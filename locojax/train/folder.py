@@ -22,6 +22,8 @@ from locojax.train import experiment as experiment_lib
 
 _log = logging.getLogger(__name__)
 
+CONFIG = "config.json"
+
 
 def _write_text(path: pathlib.Path, text: str) -> None:
   """Replaces a file at one stroke, on process 0."""
@@ -29,6 +31,18 @@ def _write_text(path: pathlib.Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(text)
     os.replace(part, path)
+
+
+def as_json(config: Mapping | None) -> Any:
+  """A config as `config.json` holds it; what JSON has not, as text."""
+  return json.loads(json.dumps(config, default=str))
+
+
+def changed_keys(workdir: pathlib.Path, config: Mapping) -> list[str]:
+  """Sorted top-level keys in which `config.json` differs from a config."""
+  new = as_json(config)
+  old = json.loads((workdir / CONFIG).read_text())
+  return sorted(k for k in {**old, **new} if old.get(k) != new.get(k))
 
 
 def write_config(workdir: pathlib.Path, config: Mapping | None) -> str:
@@ -42,13 +56,11 @@ def write_config(workdir: pathlib.Path, config: Mapping | None) -> str:
   Returns:
     16 hexadecimal digits that change with the config.
   """
-  new = json.loads(json.dumps(config, default=str))
-  text = json.dumps(new, indent=2, sort_keys=True) + "\n"
-  path = workdir / "config.json"
+  text = json.dumps(as_json(config), indent=2, sort_keys=True) + "\n"
+  path = workdir / CONFIG
   if config is not None:
     if path.exists():
-      old = json.loads(path.read_text())
-      keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+      keys = changed_keys(workdir, config)
       if keys:
         _log.warning("%s: the config was changed: %s", workdir, ", ".join(keys))
     _write_text(path, text)
