@@ -83,6 +83,7 @@ def _mnist(config):
   config.local_steps, config.local_epochs, config.batch_size = 2, 1, 10
   config.clients_per_chunk = 50
   config.rhos = (0.1, 1.0, 8.0)
+  config.server_rates = (0.01, 0.03, 0.1, 0.3, 1.0)
   config.eval_batch_size = 1000
 
 
