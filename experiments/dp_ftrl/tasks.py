@@ -56,8 +56,10 @@ def _scale(images: np.ndarray) -> np.ndarray:
   return (images / max(images.max(), 1e-6) - 0.3).astype(np.float32)
 
 
-def _writers(data: Mapping[str, Any]):
+@functools.lru_cache(maxsize=2)
+def _writers(items: tuple):
   """Client data set of pseudo-writers, and the test arrays."""
+  data = dict(items)
   splits = datasets.load(data["name"], data_dir=data["data_dir"] or None)
   arrays = {
     split: {
@@ -83,7 +85,7 @@ def classification(
   parts, width = None, data["num_inputs"]
   test = {"image": np.zeros((0, width), np.float32)}
   if needs_data:
-    parts, test = _writers(data)
+    parts, test = _writers(tuple(sorted(data.items())))
     width = test["image"].shape[1]
   net = mlp.MLP((*model["hidden"], 10), activation=jnp.tanh)
 
