@@ -62,6 +62,7 @@ class Log:
 
   def __init__(self):
     self._rounds: dict[int, list[int]] = {}
+    self._most, self._gap = 0, None
     self.num_rounds = 0
 
   def add(self, round_index: int, clients: Iterable[int]) -> None:
@@ -79,23 +80,28 @@ class Log:
     if len(set(clients)) != len(clients):
       raise ValueError(f"round {round_index} has a client twice.")
     for client in clients:
-      self._rounds.setdefault(client, []).append(round_index)
+      own = self._rounds.setdefault(client, [])
+      if own:
+        gap = round_index - own[-1]
+        self._gap = gap if self._gap is None else min(gap, self._gap)
+      own.append(round_index)
+      self._most = max(self._most, len(own))
     self.num_rounds = round_index + 1
 
   @property
   def max_participations(self) -> int:
     """k that was realised, 0 without rounds."""
-    return max(map(len, self._rounds.values()), default=0)
+    return self._most
 
   @property
   def min_sep(self) -> int:
     """Least difference of two rounds of a client; else all rounds."""
-    gaps = [np.diff(r).min() for r in self._rounds.values() if len(r) > 1]
-    return int(min(gaps, default=max(1, self.num_rounds)))
+    return max(1, self.num_rounds) if self._gap is None else self._gap
 
   def check(self, *, max_participations: int, min_sep: int) -> None:
     """Raises ValueError if the log does not keep to what was declared."""
-    if self.max_participations > max_participations or self.min_sep < min_sep:
+    close = self._gap is not None and self._gap < min_sep
+    if self.max_participations > max_participations or close:
       raise ValueError(
         f"a client took part {self.max_participations} times, at least "
         f"{self.min_sep} rounds apart: declared were max_participations="
