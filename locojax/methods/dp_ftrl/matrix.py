@@ -113,15 +113,19 @@ def banded(
     past = lambda a: jnp.zeros((bands - 1, *a.shape), jnp.float32)
     return jax.tree.map(past, x)
 
+  # Row i of the buffer is i rounds into its ring; its age tells its weight.
+  # One sum over all rows: a program of a size that bands do not change.
+  table = jnp.asarray(c[1:], jnp.float32)
+
   def step(z, state, t):
+    age = (t - 1 - jnp.arange(bands - 1)) % max(bands - 1, 1)
+    weight = jnp.where(age < t, table[age], 0.0)
+
     def one(z, past):
-      out = z
-      for j in range(1, bands):
-        row = past[(t - j) % (bands - 1)]
-        out -= jnp.float32(c[j]) * jnp.where(t >= j, row, 0.0)
-      out /= jnp.float32(c[0])
       if bands == 1:
-        return out, past
+        return z / jnp.float32(c[0]), past
+      wide = weight.reshape(-1, *(1,) * z.ndim)
+      out = (z - jnp.sum(wide * past, axis=0)) / jnp.float32(c[0])
       return out, past.at[t % (bands - 1)].set(out)
 
     made = jax.tree.map(one, z, state)
