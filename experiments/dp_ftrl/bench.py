@@ -6,7 +6,9 @@
 `--preset`) with each mechanism, against the update without noise; with
 `--num-params N` that of one array of N, and nothing else. `clients`: a
 round of next-word clients at several chunk sizes, against a Python loop over
-clients with a compiled training of one.
+clients with a compiled training of one, and against one vmap over all clients
+whose updates are then added up (FedJAX's `for_each_client` under `jit`), with
+the memory that each takes besides its arguments.
 """
 
 from __future__ import annotations
@@ -92,11 +94,10 @@ def server(params: Any, *, num: int) -> list[dict[str, Any]]:
   ]
 
 
-def _loop(loss_fn, client_tx, clip_norm):
-  """One client, compiled; a round is a Python loop over it."""
+def _training(loss_fn, client_tx, clip_norm):
+  """`(params, batches of a client) -> its clipped update`, written plainly."""
 
-  @jax.jit
-  def one(params, batch, total):
+  def one(params, batch):
     def step(carry, piece):
       w, opt_state = carry
       grads = jax.grad(lambda w: loss_fn(w, {}, piece, jax.random.key(0))[0])(w)
@@ -105,16 +106,56 @@ def _loop(loss_fn, client_tx, clip_norm):
 
     (new, _), _ = jax.lax.scan(step, (params, client_tx.init(params)), batch)
     delta = jax.tree.map(jnp.subtract, new, params)
-    clipped, _, _ = clipping.clip_update(delta, clip_norm)
-    return jax.tree.map(jnp.add, total, clipped)
+    return clipping.clip_update(delta, clip_norm)[0]
 
   return one
+
+
+def _references(loss_fn, client_tx, clip_norm, params, batches):
+  """`Python loop` and `one vmap`: functions of nothing, and MiB of memory.
+
+  Args:
+    loss_fn, client_tx, clip_norm: of the clients' training.
+    params: of the server.
+    batches: leaves `[clients, local_steps, batch, ...]`.
+  """
+  train = _training(loss_fn, client_tx, clip_norm)
+
+  def add_one(params, batch, total):
+    return jax.tree.map(jnp.add, total, train(params, batch))
+
+  def all_at_once(params, batches):
+    updates = jax.vmap(train, in_axes=(None, 0))(params, batches)
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0), updates)
+
+  num = len(jax.tree.leaves(batches)[0])
+  rows = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(num)]
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  one = jax.jit(add_one).lower(params, rows[0], zeros).compile()
+  every = jax.jit(all_at_once).lower(params, batches).compile()
+
+  def loop():
+    total = zeros
+    for row in rows:
+      total = one(params, row, total)
+    return total
+
+  programs = {"Python loop": loop, "one vmap": lambda: every(params, batches)}
+  return programs, {
+    "Python loop": _temporary(one),
+    "one vmap": _temporary(every),
+  }
+
+
+def _temporary(compiled) -> float:
+  """MiB that a program takes besides arguments and results."""
+  return compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 
 def clients(
   preset: str, *, num: int, num_clients: int, length: int = 16
 ) -> list[dict[str, Any]]:
-  """A row for each chunk size, and one for the loop (the reference)."""
+  """A row for each chunk size, for one vmap, and for the loop (reference)."""
   model, params = _params(preset)
   loss_fn, client_tx = dp_ftrl.next_word_loss(model), optax.sgd(0.5)
   shape = (num_clients, 2, 8, length + 1)
@@ -125,35 +166,26 @@ def clients(
     "client_mask": jnp.ones(num_clients),
   }
   tx, clip = optax.sgd(0.1), dp_ftrl.Clip(1.0)
-  programs = {}
+  batches = {"tokens": tokens, "mask": cohort["mask"]}
+  programs, sizes = _references(loss_fn, client_tx, 1.0, params, batches)
   for size in (1, 4, 16):
     step = dp_ftrl.make_step(
       loss_fn, tx, client_tx=client_tx, clip=clip, clients_per_chunk=size
     )
     state = dp_ftrl.init_state(params, tx, clip=clip, key=jax.random.key(SEED))
-    compiled = jax.jit(step)
-    programs[f"chunks of {size}"] = lambda compiled=compiled, state=state: (
+    compiled = jax.jit(step).lower(state, cohort).compile()
+    name = f"chunks of {size}"
+    programs[name] = lambda compiled=compiled, state=state: (
       compiled(state, cohort)[0].params
     )
-  one = _loop(loss_fn, client_tx, 1.0)
-  rows = [
-    {"tokens": tokens[i], "mask": cohort["mask"][i]} for i in range(num_clients)
-  ]
-
-  def loop():
-    total = jax.tree.map(jnp.zeros_like, params)
-    for row in rows:
-      total = one(params, row, total)
-    return total
-
-  programs["Python loop"] = loop
+    sizes[name] = _temporary(compiled)
   seconds = timing.rounds(programs, num=num, rng=np.random.default_rng(SEED))
   return [
     {
       "part": f"{num_clients} clients",
       "setting": name,
       **timing.summary(seconds, name, reference="Python loop"),
-      "mib": None,
+      "mib": sizes[name],
     }
     for name in programs
   ]
@@ -189,8 +221,8 @@ def main(argv: list[str]) -> None:
       notes=(
         f"server: {args.num_params or args.preset}, noise for {ROUNDS} rounds, "
         f"MiB of the optimiser's state; clients: {args.client_preset}, 2 steps "
-        f"of 8 sentences. Medians of {args.rounds} rounds, ratios within "
-        "rounds."
+        "of 8 sentences, MiB besides arguments and results. Medians of "
+        f"{args.rounds} rounds, ratios within rounds."
       ),
     )
   print(tables.render(rows, COLUMNS))

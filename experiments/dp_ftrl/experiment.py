@@ -2,7 +2,8 @@
 
 `build` makes one run: a method at a rho with a server rate. `run` searches the
 server rate of each method by test loss on a seed of its own, trains the seeds,
-and writes table and figure (`report.py`). Every run keeps a privacy ledger.
+and writes table and figure (`report.py`), also at several (initial) clipping
+norms, `config.clip_norms`. Every run keeps a privacy ledger.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.common import stages
-from experiments.dp_ftrl import mechanisms, report, tasks
+from experiments.dp_ftrl import mechanisms, record, report, tasks
 from locojax.core import checks
 from locojax.data import cohorts, pipeline
 from locojax.methods import dp_ftrl
@@ -27,8 +28,13 @@ from locojax.train import distributed, experiment
 
 Experiment = experiment.Experiment
 TUNING_SEED = 1000
-_NOISE = 0xD9
+_NOISE, _COUNT_NOISE = 0xD9, 0xD90C
 LEDGER = "ledger.jsonl"
+# What does not change the sum of a round.
+_NOT_IN_A_ROUND = (
+  *("methods", "rhos", "clip_norms", "server_rates", "seeds"),
+  *("results", "profile", "mesh", "check", "save_every", "eval_batch_size"),
+)
 
 
 def setting(config, num_clients: int) -> mechanisms.Participation:
@@ -40,7 +46,16 @@ def setting(config, num_clients: int) -> mechanisms.Participation:
     min_sep=min(per_epoch, config.num_rounds),
     rate=config.cohort_size / num_clients,
     delta=config.delta,
+    restart=_restart(config, per_epoch),
+    num_clients=config.cohort_size,
+    count_stddev=config.clip.count_stddev or None,
   )
+
+
+def _restart(config, per_epoch: int) -> dp_ftrl.RestartPolicy:
+  """Of the methods that restart: a tree for each epoch, unless told."""
+  period = config.restart.period or min(per_epoch, config.num_rounds)
+  return dp_ftrl.RestartPolicy(period, warmup=config.restart.warmup)
 
 
 def _room(config, mechanism: mechanisms.Mechanism) -> int:
@@ -72,6 +87,11 @@ def noise_key(config) -> jax.Array:
   return jax.random.fold_in(jax.random.key(config.seed), _NOISE)
 
 
+def _count_key(config) -> jax.Array:
+  """The key of the noise on the count of adaptive clipping."""
+  return jax.random.fold_in(jax.random.key(config.seed), _COUNT_NOISE)
+
+
 def _num_clients(config, task: tasks.Task) -> int:
   return config.population if task.clients is None else len(task.clients)
 
@@ -95,6 +115,28 @@ def _server(config, mechanism) -> optax.GradientTransformation:
   )
 
 
+def _clip(config, mechanism) -> dp_ftrl.Clip | dp_ftrl.QuantileClip:
+  """At `config.clip_norm`, or from there on at a quantile."""
+  if mechanism.count_multiplier is None:
+    return dp_ftrl.Clip(config.clip_norm)
+  restart = mechanism.settings["restart"]
+  return dp_ftrl.QuantileClip(
+    config.clip_norm,
+    dp_ftrl.add_tree_noise(
+      mechanism.count_multiplier,
+      dp_ftrl.COUNT_SENSITIVITY,
+      key=_count_key(config),
+      max_rounds=config.num_rounds,
+      estimator=mechanism.settings["estimator"],
+      restart=restart,
+    ),
+    num_clients=config.cohort_size,
+    starts_tree=restart.starts_tree,
+    quantile=config.clip.quantile,
+    learning_rate=config.clip.learning_rate,
+  )
+
+
 def build(config, folder: pathlib.Path | None = None) -> Experiment:
   """One run: `config.method` at `config.rho` with `config.server_rate`.
 
@@ -106,7 +148,7 @@ def build(config, folder: pathlib.Path | None = None) -> Experiment:
   place = setting(config, _num_clients(config, task))
   mechanism = _mechanism(config.method, place, config.rho)
   tx = _server(config, mechanism)
-  clip = dp_ftrl.Clip(config.clip_norm)
+  clip = _clip(config, mechanism)
 
   def init(key):
     init_key, run_key = jax.random.split(key)
@@ -126,7 +168,7 @@ def build(config, folder: pathlib.Path | None = None) -> Experiment:
     clip=clip,
     clients_per_chunk=config.clients_per_chunk,
   )
-  batches = functools.partial(_batches, config, task, mechanism, folder)
+  batches = functools.partial(_batches, config, task, mechanism)
   return Experiment(
     init=init,
     step=step,
@@ -136,15 +178,15 @@ def build(config, folder: pathlib.Path | None = None) -> Experiment:
     rules=tuple((r, jax.P(*spec)) for r, spec in config.rules),
     evals=_evals(config, task),
     examples_per_step=math.prod(lead),
+    before_step=_recorder(config, task, mechanism, clip, folder),
   )
 
 
-def _batches(config, task, mechanism, folder, start: int) -> Iterator:
-  """Cohorts from round `start` on, each in the ledger before it is used."""
-  sampler = _sampler(config, mechanism, len(task.clients))
-  rounds = cohorts.cohorts(
+def _batches(config, task, mechanism, start: int) -> Iterator:
+  """Cohorts from round `start` on."""
+  return cohorts.cohorts(
     task.clients,
-    sampler,
+    _sampler(config, mechanism, len(task.clients)),
     local_steps=config.local_steps,
     batch_size=config.batch_size,
     seed=config.seed,
@@ -153,40 +195,45 @@ def _batches(config, task, mechanism, folder, start: int) -> Iterator:
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )(start)
-  if folder is None or not distributed.is_main():
-    return rounds
-  return _recorded(config, mechanism, sampler, folder, start, rounds)
 
 
-def _recorded(config, mechanism, sampler, folder, start, rounds) -> Iterator:
-  """The cohorts, each written down before it is handed out.
-
-  A run that was stopped repeats the very same cohorts, which the ledger checks.
-  """
-  book = dp_ftrl.PrivacyLedger(folder / LEDGER)
-  book.resume("run", start, policy="replay")
-  log = participation.logged(sampler, start)
-  key = dp_ftrl.key_fingerprint(noise_key(config))
-  for t, cohort in enumerate(rounds, start):
-    found = sampler(t)
-    present = found.clients[found.mask]
-    log.add(t, present)
-    book.append(
-      dp_ftrl.Release(
-        run_id="run",
-        key=key,
-        tree_id=0,
-        round=t,
-        noise_multiplier=mechanism.noise_multiplier,
-        clip_norm=config.clip_norm,
-        num_clients=config.cohort_size,
-        cohort=dp_ftrl.cohort_hash(present),
-        max_participations=log.max_participations,
-        min_sep=log.min_sep,
-        mechanism=mechanism.kind,
-      )
-    )
-    yield cohort
+def _recorder(config, task, mechanism, clip, folder) -> record.Recorder | None:
+  """The ledger in `folder`; of process 0, without which no sum is made."""
+  if folder is None or task.clients is None or not distributed.is_main():
+    return None
+  adaptive = mechanism.count_multiplier is not None
+  place = setting(config, len(task.clients))
+  declared = (place.max_participations, place.min_sep)
+  k, b = (None, None) if mechanism.poisson else declared
+  settings = {
+    n: v for n, v in config.to_dict().items() if n not in _NOT_IN_A_ROUND
+  }
+  return record.Recorder(
+    folder / LEDGER,
+    sampler=_sampler(config, mechanism, len(task.clients)),
+    clip=clip,
+    restart=mechanism.settings.get("restart"),
+    max_participations=k,
+    min_sep=b,
+    release=dp_ftrl.Release(
+      run_id=record.RUN,
+      key=dp_ftrl.key_fingerprint(noise_key(config)),
+      tree_id=0,
+      round=0,
+      noise_multiplier=mechanism.noise_multiplier,
+      clip_norm=config.clip_norm,
+      num_clients=config.cohort_size,
+      cohort="",
+      max_participations=0,
+      min_sep=0,
+      mechanism=mechanism.kind,
+      count_multiplier=mechanism.count_multiplier,
+      count_key=(
+        dp_ftrl.key_fingerprint(_count_key(config)) if adaptive else None
+      ),
+      settings=dp_ftrl.settings_hash(settings),
+    ),
+  )
 
 
 def _evals(config, task: tasks.Task) -> dict[str, experiment.Eval]:
@@ -235,26 +282,32 @@ def _score(result: Mapping[str, Any]) -> float:
   return result.get("values", {}).get("test/loss", math.inf)
 
 
-def _point(config, method: str, rho: float, workdir: pathlib.Path):
-  """Server rate of a method at a rho, and the runs of all seeds."""
-  folder = report.folder(workdir, method, rho)
+def _point(config, point: report.Point, workdir: pathlib.Path):
+  """Server rate of a method at a rho and a norm, and the runs of all seeds."""
+  folder = report.folder(workdir, config, point)
+  config = stages.changed(config, **point._asdict())
   scores = {}
   for rate in config.server_rates:
-    one = stages.changed(
-      config, method=method, rho=rho, server_rate=rate, seed=TUNING_SEED
-    )
+    one = stages.changed(config, server_rate=rate, seed=TUNING_SEED)
     scores[rate] = _score(fit(one, folder / "tuning" / f"{rate:g}"))
   best = min(scores, key=scores.get)
-  stages.say(f"{method}, rho {rho:g}: server rate {best:g} of {scores}")
+  stages.say(f"{point}: server rate {best:g} of {scores}")
   for seed in config.seeds:
-    one = stages.changed(
-      config, method=method, rho=rho, server_rate=best, seed=seed
-    )
+    one = stages.changed(config, server_rate=best, seed=seed)
     fit(one, folder / f"seed_{seed}")
 
 
-def points(config) -> list[tuple[str, float]]:
-  """(method, rho); `none` once."""
+def points(config) -> list[report.Point]:
+  """What is trained; `none` at one rho only."""
+  norms = config.clip_norms or (config.clip_norm,)
+  return [
+    report.Point(method, rho, norm)
+    for method, rho in _methods(config)
+    for norm in norms
+  ]
+
+
+def _methods(config) -> list[tuple[str, float]]:
   out = [("none", config.rhos[0])] if "none" in config.methods else []
   return out + [
     (m, r) for r in config.rhos for m in config.methods if m != "none"
@@ -269,8 +322,8 @@ def run(config, workdir: str) -> dict[str, Any]:
   """
   workdir = pathlib.Path(workdir).absolute()
   checks.positive_int("cohort_size", config.cohort_size)
-  for method, rho in points(config):
-    _point(config, method, rho, workdir)
+  for point in points(config):
+    _point(config, point, workdir)
   place = setting(config, _num_clients(config, tasks.make(config)))
   out = report.write(config, workdir, points(config), place, _mechanism)
   stages.say(f"\n{out['markdown']}\n\ntable:  {out['table']}")

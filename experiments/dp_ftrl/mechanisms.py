@@ -4,7 +4,16 @@ none            no noise
 independent     fresh noise in every round (DP-FedAvg without amplification)
 amplified       the same with Poisson cohorts and the eps of the others
 tree_basic, tree_honaker      tree aggregation (DP-FTRL)
+tree_honaker_restart          the same, a fresh tree every so many rounds
+tree_honaker_adaptive         the same restarts, and where a tree starts the
+                              clipping norm becomes a private estimate of a
+                              quantile; its count is paid out of the same rho
 sqrt_toeplitz, blt            matrix mechanisms
+
+How a method clips belongs to its name, not to a switch of the config: adaptive
+clipping needs restarts and a share of the noise, so it is another mechanism,
+and one table then has it next to fixed norms. `config.clip` and
+`config.restart` have the settings of those methods alone.
 """
 
 from __future__ import annotations
@@ -16,7 +25,7 @@ import numpy as np
 
 from locojax.core import checks
 from locojax.methods import dp_ftrl
-from locojax.methods.dp_ftrl import matrix
+from locojax.methods.dp_ftrl import matrix, sensitivity
 
 METHODS = (
   "none",
@@ -24,6 +33,8 @@ METHODS = (
   "amplified",
   "tree_basic",
   "tree_honaker",
+  "tree_honaker_restart",
+  "tree_honaker_adaptive",
   "sqrt_toeplitz",
   "blt",
 )
@@ -38,6 +49,10 @@ class Participation:
     max_participations, min_sep: k and b.
     rate: share of the clients in a round, for Poisson cohorts.
     delta: of eps.
+    restart: when trees restart, for the methods that do; None: every `min_sep`
+      rounds, so that each client is at most once in each tree.
+    num_clients: m, clients of a round, for adaptive clipping.
+    count_stddev: of the noise on its count; None takes m / 20.
   """
 
   num_rounds: int
@@ -45,6 +60,9 @@ class Participation:
   min_sep: int
   rate: float
   delta: float
+  restart: dp_ftrl.RestartPolicy | None = None
+  num_clients: float = 0
+  count_stddev: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +71,12 @@ class Mechanism:
 
   Attributes:
     name: of `METHODS`.
-    noise_multiplier: z.
+    noise_multiplier: z of the updates.
     squared_sensitivity: zeta^2; None for `amplified` and `none`.
-    settings: `mechanism`, `estimator` of `dp_ftrl.dp_ftrl`.
+    settings: `mechanism`, `estimator`, `restart` of `dp_ftrl.dp_ftrl`.
     poisson: whether cohorts are Poisson samples.
+    count_multiplier: noise multiplier of the count of adaptive clipping; None
+      for a fixed norm.
   """
 
   name: str
@@ -64,6 +84,14 @@ class Mechanism:
   squared_sensitivity: float | None
   settings: dict
   poisson: bool = False
+  count_multiplier: float | None = None
+
+  @property
+  def total_multiplier(self) -> float:
+    """z of all that a round releases."""
+    return dp_ftrl.total_noise_multiplier(
+      self.noise_multiplier, self.count_multiplier
+    )
 
   @property
   def kind(self) -> str:
@@ -99,6 +127,31 @@ def _toeplitz(name: str, setting: Participation):
   return strategy, squared
 
 
+def _restarted(name: str, setting: Participation, rho: float) -> Mechanism:
+  """Trees after one another, with a fixed or an adaptive norm.
+
+  Each tree is charged for as often as a client can be in it: once, if none is
+  longer than `min_sep`.
+  """
+  policy = setting.restart or dp_ftrl.RestartPolicy(setting.min_sep)
+  lengths, b = policy.lengths(setting.num_rounds), setting.min_sep
+  if max(lengths) <= b:
+    squared = dp_ftrl.restart_squared_sensitivity(lengths)
+  else:
+    most = lambda n: sensitivity.feasible(n, setting.max_participations, b)
+    squared = sum(
+      dp_ftrl.tree_squared_sensitivity(n, most(n), b) for n in lengths
+    )
+  z, count = dp_ftrl.noise_multiplier_for(squared, rho=rho), None
+  if name.endswith("_adaptive"):
+    z, count = dp_ftrl.split_noise_multiplier(
+      z, setting.num_clients, count_stddev=setting.count_stddev
+    )
+  estimator = name.split("_")[1]
+  settings = {"mechanism": "tree", "estimator": estimator, "restart": policy}
+  return Mechanism(name, z, squared, settings, count_multiplier=count)
+
+
 def make(name: str, setting: Participation, rho: float) -> Mechanism:
   """A mechanism whose privacy is `rho` (for `amplified`: the eps of it).
 
@@ -115,6 +168,8 @@ def make(name: str, setting: Participation, rho: float) -> Mechanism:
       eps, setting.delta, setting.rate, setting.num_rounds
     )
     return Mechanism(name, z, None, {"mechanism": "independent"}, True)
+  if name.endswith(("_restart", "_adaptive")):
+    return _restarted(name, setting, rho)
   if name.startswith("tree_"):
     squared = dp_ftrl.tree_squared_sensitivity(
       setting.num_rounds, setting.max_participations, setting.min_sep

@@ -6,7 +6,7 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,8 @@ COLUMNS = {
   "method": "method",
   "rho": "rho",
   "eps": "eps (exact)",
+  "clip_norm": "C",
+  "last_norm": "last C",
   "noise_multiplier": "z",
   "squared_sensitivity": "zeta^2",
   "server_rate": "server rate",
@@ -26,18 +28,40 @@ COLUMNS = {
   "loss": "test loss",
 }
 
+_AMPLIFIED = (
+  " `amplified` has the eps of the others, by privacy loss distributions for "
+  "Poisson cohorts."
+)
 
-def folder(workdir: pathlib.Path, method: str, rho: float) -> pathlib.Path:
+
+class Point(NamedTuple):
+  """A row: names of the config, and what they are set to.
+
+  Attributes:
+    method, rho: the mechanism.
+    clip_norm: C, or what adaptive clipping starts from.
+  """
+
+  method: str
+  rho: float
+  clip_norm: float
+
+
+def folder(workdir: pathlib.Path, config, point: Point) -> pathlib.Path:
   """Where a point lives."""
-  return pathlib.Path(workdir) / method / f"rho_{rho:g}"
+  where = pathlib.Path(workdir) / point.method / f"rho_{point.rho:g}"
+  return where / f"norm_{point.clip_norm:g}" if config.clip_norms else where
 
 
-def _values(found: Sequence[runs.Run], name: str) -> list[float | None]:
-  return [r.result["values"].get(name) if r.finished else None for r in found]
+def _values(found: Sequence[runs.Run], name: str, default=None) -> list:
+  return [
+    r.result["values"].get(name, default) if r.finished else None for r in found
+  ]
 
 
-def _row(config, workdir, method, rho, place, make) -> dict[str, Any]:
-  where = folder(workdir, method, rho)
+def _row(config, workdir, point: Point, place, make) -> dict[str, Any]:
+  method, rho, norm = point
+  where = folder(workdir, config, point)
   found = [runs.load(where / f"seed_{s}") for s in config.seeds]
   mechanism = make(method, place, rho)
   private = method != "none"
@@ -49,7 +73,10 @@ def _row(config, workdir, method, rho, place, make) -> dict[str, Any]:
     "rho": rho if private else None,
     "eps": dp_ftrl.zcdp_to_eps(rho, place.delta) if private else None,
     "delta": place.delta,
+    "clip_norm": norm,
+    "last_norm": _values(found, "train/clip_norm", norm),
     "noise_multiplier": mechanism.noise_multiplier,
+    "total_multiplier": mechanism.total_multiplier,
     "squared_sensitivity": mechanism.squared_sensitivity,
     "server_rate": found[0].config["server_rate"],
     "accuracy": [None if a is None else 100 * a for a in accuracy],
@@ -58,6 +85,29 @@ def _row(config, workdir, method, rho, place, make) -> dict[str, Any]:
     "max_participations": place.max_participations,
     "min_sep": place.min_sep,
   }
+
+
+def _norms_figure(config, made, path: pathlib.Path) -> pathlib.Path:
+  """Accuracy against the (initial) norm; a panel for each rho."""
+  data, panels = {}, []
+  for i, rho in enumerate(config.rhos):
+    for method in config.methods:
+      own = [r for r in made if r["method"] == method]
+      own = [r for r in own if r["rho"] in (None, rho)]
+      own = sorted(own, key=lambda r: r["clip_norm"])
+      x = np.array([r["clip_norm"] for r in own])
+      y = np.array([r["accuracy"] for r in own], float)
+      data[method, i] = curves.average([(x, s) for s in y.T], band="std")
+    panels.append(
+      curves.Panel(
+        key="accuracy",
+        title=f"{config.task}, {config.data.name}, rho {rho:g}",
+        x_label="clipping norm, fixed or initial",
+        y_label="test accuracy (%)",
+        x_log=True,
+      )
+    )
+  return curves.draw(data, list(config.methods), panels, path)
 
 
 def _figure(config, made, path: pathlib.Path) -> pathlib.Path:
@@ -85,11 +135,29 @@ def _figure(config, made, path: pathlib.Path) -> pathlib.Path:
   return curves.draw(data, list(config.methods), panels, path)
 
 
+def _clipping(config, place) -> str:
+  """How updates are clipped, in words."""
+  norms = config.clip_norms or (config.clip_norm,)
+  out = "clip norm " + ", ".join(f"{n:g}" for n in norms)
+  restarted = [m for m in config.methods if m.endswith(("restart", "adaptive"))]
+  if restarted:
+    lengths = place.restart.lengths(place.num_rounds)
+    out += f"; {' and '.join(restarted)}: trees of {lengths} rounds"
+  if any(m.endswith("adaptive") for m in restarted):
+    stddev = place.count_stddev or place.num_clients / 20
+    out += (
+      f"; adaptive: from that norm to the {config.clip.quantile:g} quantile, "
+      f"rate {config.clip.learning_rate:g}, standard deviation of the count "
+      f"{stddev:g}, all paid out of the same rho"
+    )
+  return out
+
+
 def write(
   config, workdir: pathlib.Path, points, place, make: Callable
 ) -> dict[str, Any]:
   """Writes `table.md`, `figure.png`, and the result file that config names."""
-  made = [_row(config, workdir, m, r, place, make) for m, r in points]
+  made = [_row(config, workdir, point, place, make) for point in points]
   markdown = tables.render(made, COLUMNS)
   out = {"rows": made, "markdown": markdown}
   out["table"] = str(workdir / "table.md")
@@ -97,7 +165,8 @@ def write(
   if not distributed.is_main():
     return out
   (workdir / "table.md").write_text(markdown + "\n")
-  _figure(config, made, workdir / "figure.png")
+  draw = _norms_figure if config.clip_norms else _figure
+  draw(config, made, workdir / "figure.png")
   if config.results:
     found = runs.load_all(workdir)
     results.save(
@@ -110,10 +179,10 @@ def write(
       notes=(
         f"{place.num_rounds} rounds of {config.cohort_size} clients, each in "
         f"at most {place.max_participations} rounds, at least {place.min_sep} "
-        f"apart; clip norm {config.clip_norm:g}. Server rates of "
+        f"apart; {_clipping(config, place)}. Server rates of "
         f"{tuple(config.server_rates)} by test loss of another seed, which "
-        "no privacy is charged for. `amplified` has the eps of the others, by "
-        "privacy loss distributions for Poisson cohorts."
+        "no privacy is charged for."
+        + (_AMPLIFIED if "amplified" in config.methods else "")
       ),
     )
   return out

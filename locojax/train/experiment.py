@@ -44,6 +44,11 @@ class Experiment:
     examples_per_step: what `examples/s` counts.
     flops_per_step: analytic number of floating-point operations of a step, for
       MFU; None leaves MFU out.
+    before_step: `(k, state)`, called on every process right before step k, for
+      what must be on the disk before the step is made (a privacy ledger). k is
+      the number of updates done, of a resumed run too. It may read the state,
+      which waits for the step before, and must neither change nor keep it; its
+      time counts as the step's. None: nothing is called.
   """
 
   init: Callable[[jax.Array], types.TrainState]
@@ -58,3 +63,4 @@ class Experiment:
   evals: Mapping[str, Eval] = dataclasses.field(default_factory=dict)
   examples_per_step: int = 1
   flops_per_step: float | None = None
+  before_step: Callable[[int, types.TrainState], None] | None = None

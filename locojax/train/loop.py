@@ -1,8 +1,9 @@
 """The training loop; there is no other.
 
-The order of operations is fixed: fetch batch k (k = updates done), step, log,
-evaluate, then save if it is due, the last step, or time to stop. While the
-devices work on a step the host already fetches the next batch.
+The order of operations is fixed: fetch batch k (k = updates done), what the
+experiment has to do before the step, step, log, evaluate, then save if it is
+due, the last step, or time to stop. While the devices work on a step the host
+already fetches the next batch.
 
 A run folder holds `config.json`, `params.txt`, `metrics.jsonl`, `ckpt/` and,
 when the run is finished, `result.json`. A run that was interrupted anywhere
@@ -204,6 +205,8 @@ class _Run:
     while step < num_steps:
       if self._trace:
         self._trace.before_step(step)
+      if self._experiment.before_step is not None:
+        self._experiment.before_step(step, state)
       with jax.transfer_guard("disallow"):
         state, first_bad, values = compiled(state, first_bad, batch)
       step += 1

@@ -257,10 +257,16 @@ def from_experiment(
     An `Experiment` for `loop.fit`.
 
   Raises:
-    ValueError: on a bad argument; or evaluations with `labels`, which cannot
-      know the new numbers.
+    ValueError: on a bad argument; evaluations with `labels`, which cannot
+      know the new numbers; or an experiment with `before_step`, which is for
+      the state of one.
   """
   checks.positive_int("num_replicas", num_replicas)
+  if experiment.before_step is not None:
+    raise ValueError(
+      "experiment.before_step is not allowed: it is for the state of one run. "
+      "Replace it in what is returned."
+    )
   _check_layout(how, replica_axis)
   plan = variation.Variation(
     experiment,

@@ -64,6 +64,45 @@ def _stops(e, at):
   return dataclasses.replace(e, batches=batches)
 
 
+# ------------------------------------------------------------- before a step
+
+
+def test_before_step_is_called_with_the_state_of_each_step(whole, tmp_path):
+  seen = []
+
+  def before_step(k, state):
+    seen.append((k, int(state.step), toy.norm(state)["norm"]))
+
+  made = dataclasses.replace(toy.make(), before_step=before_step)
+  assert toy.bits(_fit(made, tmp_path)) == whole[0]
+  assert [s[:2] for s in seen] == [(k, k) for k in range(20)]
+  logged = {
+    r["step"]: r["weights/norm"] for r in whole[1] if "weights/norm" in r
+  }
+  assert {k: n for k, _, n in seen if k in logged} == {
+    k: n for k, n in logged.items() if k < 20
+  }
+  _fit(made, tmp_path)  # finished: nothing is called
+  assert len(seen) == 20
+
+
+def test_what_fails_before_a_step_leaves_it_unmade(whole, tmp_path):
+  calls = []
+
+  def before_step(k, state):
+    calls.append(k)
+    if k == 9 and calls.count(9) == 1:
+      raise _Stop
+
+  made = dataclasses.replace(toy.make(), before_step=before_step)
+  with pytest.raises(_Stop):
+    _fit(made, tmp_path)
+  with checkpoints.Checkpoints(tmp_path / "ckpt") as store:
+    assert store.steps() == [4, 8]
+  assert toy.bits(_fit(made, tmp_path)) == whole[0]
+  assert calls == [*range(10), *range(8, 20)]
+
+
 # ------------------------------------------------------------------- folder
 
 

@@ -7,14 +7,17 @@ rho, and above the amplified one where eps is not small.
     --config experiments/dp_ftrl/configs/classification.py:cpu
 
 Variants: tiny (seconds), cpu (scikit-learn's digits, minutes on 2 cores),
-mnist, fashion_mnist (3000 pseudo-writers of 20 images, 14x14), gpu (the same,
-whole images and a wider network), paper (cohorts of 96 of 3400 writers, sharded
-over 16 chips; for `--mode=check`).
+adaptive (the same with fixed and adaptive norms, which start right or wrong by
+10 either way), mnist, fashion_mnist (3000 pseudo-writers of 20 images, 14x14),
+gpu (the same, whole images and a wider network), paper (cohorts of 96 of 3400
+writers, sharded over 16 chips; for `--mode=check`).
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("tiny", "cpu", "mnist", "fashion_mnist", "gpu", "paper")
+VARIANTS = (
+  *("tiny", "cpu", "adaptive", "mnist", "fashion_mnist", "gpu", "paper"),
+)
 METHODS = (
   "none",
   "independent",
@@ -48,6 +51,13 @@ def get_config(variant: str = "cpu") -> ConfigDict:
   config.local_steps, config.local_epochs, config.batch_size = 2, 2, 5
   config.client_rate, config.clip_norm, config.momentum = 0.5, 0.5, 0.9
   config.clients_per_chunk = 14
+  # Of the methods that restart: rounds of a tree (0: of an epoch) and of the
+  # first one (0: the same). Of adaptive clipping: from `clip_norm` to this
+  # quantile; deviation of the count's noise (0: cohort_size / 20).
+  config.restart = {"period": 0, "warmup": 0}
+  config.clip = {"quantile": 0.5, "learning_rate": 0.2, "count_stddev": 0.0}
+  # All methods at each of these (initial) norms; (): at `clip_norm` alone.
+  config.clip_norms = ()
   config.delta = 1e-5
   config.methods, config.rhos = METHODS, (0.5, 8.0)
   config.method, config.rho, config.server_rate = "tree_honaker", 1.0, 0.5
@@ -73,6 +83,20 @@ def _tiny(config):
 
 def _cpu(config):
   del config
+
+
+def _adaptive(config):
+  config.methods = (
+    "none",
+    "tree_honaker",
+    "tree_honaker_restart",
+    "tree_honaker_adaptive",
+  )
+  config.rhos, config.clip_norms = (8.0,), (0.05, 0.5, 5.0)
+  config.restart.warmup = 5
+  # 14 clients and a z of 1.6: the default, 0.7, would take all of the noise.
+  config.clip.count_stddev = 2.0
+  config.server_rates = (0.01, 0.1, 1.0)
 
 
 def _mnist(config):

@@ -46,6 +46,13 @@ def get_config(variant: str = "cpu") -> ConfigDict:
   config.local_steps, config.local_epochs, config.batch_size = 4, 1, 16
   config.client_rate, config.clip_norm, config.momentum = 1.0, 1.0, 0.9
   config.clients_per_chunk = 4
+  # Of the methods that restart: rounds of a tree (0: of an epoch) and of the
+  # first one (0: the same). Of adaptive clipping: from `clip_norm` to this
+  # quantile; deviation of the count's noise (0: cohort_size / 20).
+  config.restart = {"period": 0, "warmup": 0}
+  config.clip = {"quantile": 0.5, "learning_rate": 0.2, "count_stddev": 0.0}
+  # All methods at each of these (initial) norms; (): at `clip_norm` alone.
+  config.clip_norms = ()
   config.delta = 1e-5
   config.methods, config.rhos = METHODS, (2.0, 32.0)
   config.method, config.rho, config.server_rate = "tree_honaker", 2.0, 0.3
@@ -75,9 +82,9 @@ def _cpu(config):
 
 
 def _shakespeare(config):
-  config.data.update(name="roles", num_words=2000, num_held_out=100)
-  config.num_rounds, config.cohort_size = 300, 20
-  config.server_rates = (0.03, 0.1, 0.3, 1.0)
+  config.data.update(name="roles", num_held_out=100)
+  config.num_rounds, config.cohort_size, config.clip_norm = 240, 20, 0.3
+  config.server_rates = (0.1, 0.3, 1.0, 3.0)
 
 
 def _folder(config):

@@ -20,6 +20,7 @@ from locojax.methods.dp_ftrl.accounting import (
   poisson_noise_multiplier,
   rho_for,
   statement,
+  total_noise_multiplier,
   zcdp,
   zcdp_to_eps,
 )
@@ -47,6 +48,7 @@ from locojax.methods.dp_ftrl.ledger import (
   PrivacyLedger,
   Release,
   cohort_hash,
+  settings_hash,
 )
 from locojax.methods.dp_ftrl.matrix import (
   Strategy,
@@ -85,6 +87,7 @@ from locojax.methods.dp_ftrl.participation import (
 )
 from locojax.methods.dp_ftrl.rounds import (
   RoundState,
+  clip_norm_in_force,
   init_state,
   make_step,
   server_sgd,
@@ -139,6 +142,7 @@ __all__ = [
   "canary_direction",
   "canary_loss",
   "check_rounds",
+  "clip_norm_in_force",
   "clip_update",
   "cohort_hash",
   "dense",
@@ -171,10 +175,12 @@ __all__ = [
   "restart_squared_sensitivity",
   "rho_for",
   "server_sgd",
+  "settings_hash",
   "split_noise_multiplier",
   "sqrt_toeplitz",
   "statement",
   "toeplitz_squared_sensitivity",
+  "total_noise_multiplier",
   "tree_prefix_noise",
   "tree_squared_sensitivity",
   "update_norm",

@@ -38,6 +38,29 @@ def zcdp(squared_sensitivity: float, noise_multiplier: float) -> float:
   return squared_sensitivity / (2 * noise_multiplier**2)
 
 
+def total_noise_multiplier(
+  noise_multiplier: float, count_multiplier: float | None
+) -> float:
+  """z of the updates' and the count's mechanism together, in the same trees.
+
+  z^-2 = z_value^-2 + z_count^-2: what `split_noise_multiplier` took apart.
+
+  Args:
+    noise_multiplier: of the updates, 0 or more.
+    count_multiplier: of the count of adaptive clipping; None without it.
+
+  >>> round(total_noise_multiplier(7.0004059525, 650.0), 8)
+  7.0
+  """
+  checks.nonnegative("noise_multiplier", noise_multiplier)
+  if count_multiplier is None:
+    return noise_multiplier
+  checks.nonnegative("count_multiplier", count_multiplier)
+  if not noise_multiplier or not count_multiplier:
+    return 0.0
+  return 1 / math.sqrt(noise_multiplier**-2 + count_multiplier**-2)
+
+
 def _check_delta(delta: float) -> float:
   if not 0 < delta < 1:
     raise ValueError(f"delta={delta} is not allowed: it must be in (0, 1).")

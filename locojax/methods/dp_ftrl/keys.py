@@ -60,7 +60,12 @@ def fingerprint(key: jax.Array) -> str:
 
 def of_array(key: jax.Array, path: str) -> jax.Array:
   """The key of one array of a pytree, by its path."""
-  return jax.random.fold_in(key, jnp.uint32(zlib.crc32(path.encode())))
+  return jax.random.fold_in(key, jnp.uint32(path_hash(path)))
+
+
+def path_hash(path: str) -> int:
+  """32 bits of a path; arrays of one pytree must not share them."""
+  return zlib.crc32(path.encode())
 
 
 def of_node(

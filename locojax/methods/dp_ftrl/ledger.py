@@ -42,6 +42,15 @@ def cohort_hash(clients: Iterable[int]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def settings_hash(settings: Mapping[str, Any]) -> str:
+  """16 hex digits that name settings, whatever their order.
+
+  >>> settings_hash({"a": 1, "b": (2,)}) == settings_hash({"b": [2], "a": 1})
+  True
+  """
+  return _digest(json.dumps(settings, sort_keys=True))
+
+
 @dataclasses.dataclass(frozen=True)
 class Release:
   """One round, as it is written down before it is released.
@@ -51,11 +60,19 @@ class Release:
     key: fingerprint of the noise key.
     tree_id: which tree of the run.
     round: of the run, from 0.
-    noise_multiplier, clip_norm: z and C of the tree.
+    noise_multiplier, clip_norm: z and C of the updates in this tree.
     num_clients: m, the public number that sums are divided by.
     cohort: `cohort_hash` of who took part.
-    max_participations, min_sep: realised up to and with this round.
+    max_participations, min_sep: realised within this tree, up to and with this
+      round. A tree is one mechanism; who comes back in another one is charged
+      by the sum over trees.
     mechanism: whose noise it is; `statement` knows `tree`.
+    count_multiplier: noise multiplier of the count of adaptive clipping, which
+      has a tree beside that of the updates; None without it.
+    count_key: fingerprint of the count's noise key.
+    settings: `settings_hash` of all else that the sum of a round depends on
+      (data, model, rates), so that a branch of a run with other settings is
+      not taken for a replay; None leaves that to the caller.
   """
 
   run_id: str
@@ -69,6 +86,21 @@ class Release:
   max_participations: int
   min_sep: int
   mechanism: str = "tree"
+  count_multiplier: float | None = None
+  count_key: str | None = None
+  settings: str | None = None
+
+
+def _keys(record: Mapping[str, Any]) -> set[str]:
+  return {record["key"], record.get("count_key")} - {None}
+
+
+def _realised(part: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
+  """k and b of a tree; until somebody came back, `min_sep` says nothing."""
+  part = list(part)
+  k = max(r["max_participations"] for r in part)
+  gaps = [r["min_sep"] for r in part if r["max_participations"] > 1]
+  return k, min(gaps, default=len(part))
 
 
 def _digest(text: str) -> str:
@@ -122,15 +154,17 @@ class PrivacyLedger:
 
   def _write(self, record: Mapping[str, Any]) -> None:
     line = _line(record, self._head)
+    is_new = not self.path.exists()
     with self.path.open("a") as f:
       f.write(line + "\n")
       f.flush()
       os.fsync(f.fileno())
-    folder = os.open(self.path.parent, os.O_RDONLY)
-    try:
-      os.fsync(folder)
-    finally:
-      os.close(folder)
+    if is_new:  # its name in the folder must last as well
+      folder = os.open(self.path.parent, os.O_RDONLY)
+      try:
+        os.fsync(folder)
+      finally:
+        os.close(folder)
     self.records.append(dict(record))
     self._head = _digest(line)
 
@@ -155,17 +189,26 @@ class PrivacyLedger:
     The very same release again (a replay) adds no line.
 
     Raises:
-      LedgerError: another release of this round; a key of another run; a round
-        that was left out.
+      LedgerError: another release of this round; a key of another run, or of
+        updates and counts alike; a round that was left out.
     """
-    record = {"kind": "release", **dataclasses.asdict(release)}
+    fields = dataclasses.asdict(release)
+    known = {n: v for n, v in fields.items() if v is not None}
+    record = {"kind": "release", **known}
+    mine = _keys(record)
+    if release.count_key == release.key:
+      raise LedgerError(
+        f"count_key={release.count_key!r} is not allowed: it must not be that "
+        "of the updates' noise."
+      )
     for other in self.releases:
-      same_node = other["key"] == release.key
-      if same_node and other["run_id"] != release.run_id:
+      if other["run_id"] != release.run_id and mine & _keys(other):
         raise LedgerError(
-          f"the key {release.key} is that of run {other['run_id']!r}: noise "
-          "must not be used twice. Take a fresh key."
+          f"the key {min(mine & _keys(other))} is that of run "
+          f"{other['run_id']!r}: noise must not be used twice. Take a fresh "
+          "key."
         )
+      same_node = other["key"] == release.key
       same_round = other["round"] == release.round
       if same_node and same_round and other["run_id"] == release.run_id:
         if other == record:
@@ -228,7 +271,7 @@ class PrivacyLedger:
         "again with the very same cohorts; or policy='new_tree': go on with a "
         "new key and a fresh tree, and the lost rounds are charged."
       )
-    if new_key is None or new_key in {r["key"] for r in self.releases}:
+    if new_key is None or any(new_key in _keys(r) for r in self.releases):
       raise LedgerError(
         f"new_key={new_key!r} is not allowed: it must be the fingerprint of a "
         "key that is not in the ledger."
@@ -261,8 +304,9 @@ class PrivacyLedger:
   ) -> dict[str, float]:
     """rho and eps of all that was released, lost rounds among it.
 
-    Each tree is charged for the realised participations: at most k in it, and
-    `min_sep` apart; rho of trees adds.
+    Each tree is charged for the participations that were realised within it, at
+    most k and `min_sep` apart, and for the count of adaptive clipping where
+    there is one. rho of trees adds, as if the worst user of each were the same.
 
     Args:
       run_id: of the run.
@@ -285,13 +329,14 @@ class PrivacyLedger:
     measure = squared_sensitivity or sensitivity.tree
     rho = total = 0.0
     for part in parts:
-      squared = measure(
-        len(part),
-        max(r["max_participations"] for r in part),
-        min(r["min_sep"] for r in part),
-      )
+      squared = measure(len(part), *_realised(part))
       total += squared
-      worst = min(r["noise_multiplier"] for r in part)
+      worst = min(
+        accounting.total_noise_multiplier(
+          r["noise_multiplier"], r.get("count_multiplier")
+        )
+        for r in part
+      )
       rho += accounting.zcdp(squared, worst) if worst else float("inf")
     return {
       "num_rounds": sum(map(len, parts)),

@@ -90,7 +90,14 @@ def _check(noise_multiplier, clip_norm, key, allow_no_privacy) -> float:
 
 
 def _check_arrays(params: types.PyTree) -> None:
+  hashes: dict[int, str] = {}
   for path, leaf in trees.flatten(params).items():
+    other = hashes.setdefault(keys.path_hash(path), path)
+    if other != path:
+      raise ValueError(
+        f"the arrays {other!r} and {path!r} are not allowed together: their "
+        "paths have the same hash, and so the same noise. Rename one."
+      )
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
       raise ValueError(
         f"the array {path!r} of dtype {leaf.dtype} is not allowed: noise is "
@@ -116,6 +123,23 @@ def check_rounds(state: Any, max_rounds: int) -> None:
     raise ValueError(
       f"step={step} is not allowed: the noise was made for max_rounds="
       f"{max_rounds}. More rounds need a mechanism, and an account, for more."
+    )
+
+
+def _check_follows(given: Any, own: float, what: str) -> None:
+  """Refuses a clipping norm that noise of one size does not cover."""
+  if given is None:
+    return
+  if isinstance(given, jax.Array):
+    raise ValueError(
+      f"a clip_norm that can change is not allowed with {what}: its noise is "
+      f"made for clip_norm={own}. Adaptive clipping needs tree noise that is "
+      "not secure."
+    )
+  if given > own * (1 + 1e-6):
+    raise ValueError(
+      f"clip_norm={given} is not allowed: the noise was made for updates of at "
+      f"most {own}."
     )
 
 
@@ -173,12 +197,15 @@ def add_tree_noise(
     allow_no_privacy: permits z = 0.
 
   Returns:
-    A transformation of sums. Extra argument `clip_norm`, `[]`: replaces C, but
-    is read in the round that starts a tree only. Memory: levels x model.
+    A transformation of sums. Extra argument `clip_norm`, `[]`: replaces C in
+    the round that starts a tree. Within a tree it must not be larger than
+    there, else the round is closed: NaN. With `secure` it must be a number of
+    at most C. Memory: levels x model.
 
   Raises:
     ValueError: a bad setting.
   """
+  own_norm = clip_norm
   std = _check(noise_multiplier, clip_norm, key, allow_no_privacy)
   checks.positive_int("max_rounds", max_rounds)
   checks.one_of("estimator", estimator, tree.ESTIMATORS)
@@ -204,16 +231,18 @@ def add_tree_noise(
     fresh = starts(state.step) & (state.step > 0)
     tree_id = state.tree_id + fresh
     begins = starts(state.step)
-    new_std = state.std
-    if clip_norm is not None and sigma is None:
+    new_std, open_ = state.std, state.step < max_rounds
+    if sigma is not None:
+      _check_follows(clip_norm, own_norm, "secure=True")
+    elif clip_norm is not None:
       asked = jnp.asarray(clip_norm, jnp.float32) * noise_multiplier
       new_std = jnp.where(begins, asked, state.std)
+      open_ &= asked <= new_std * jnp.float32(1 + 1e-6)
     leaves = jnp.where(begins, 0, state.leaves)
     scale = jnp.float32(grid) if sigma is not None else new_std
     add = functools.partial(
       _residual, state, fresh, tree_id, leaves, estimator, restart, sigma
     )
-    open_ = state.step < max_rounds
 
     def one(path, x, buffers):
       own = keys.of_array(state.key, path)
@@ -338,12 +367,14 @@ def add_matrix_noise(
       `add_tree_noise`; the privacy also depends on the strategy's sensitivity.
 
   Returns:
-    A transformation of sums. The extra argument `clip_norm` is not read: the
-    norm cannot change within the mechanism.
+    A transformation of sums. The extra argument `clip_norm` must be a number of
+    at most C: the norm cannot change within the mechanism.
 
   Raises:
-    ValueError: a bad setting, or a strategy with fewer rounds.
+    ValueError: a bad setting, or a strategy with fewer rounds; in `update`, a
+      `clip_norm` that is larger or an array.
   """
+  own_norm = clip_norm
   std = _check(noise_multiplier, clip_norm, key, allow_no_privacy)
   checks.positive_int("max_rounds", max_rounds)
   if strategy.num_rounds is not None and max_rounds > strategy.num_rounds:
@@ -357,8 +388,9 @@ def add_matrix_noise(
     wide = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
     return MatrixNoiseState(key, jnp.zeros((), jnp.int32), strategy.init(wide))
 
-  def update(updates, state, params=None, **extra):
+  def update(updates, state, params=None, *, clip_norm=None, **extra):
     del params, extra
+    _check_follows(clip_norm, own_norm, f"the strategy {strategy.name!r}")
 
     def draw(path, x):
       own = keys.of_array(state.key, path)

@@ -127,6 +127,26 @@ def init_state(
   )
 
 
+def clip_norm_in_force(
+  clip: clipping.Clip | clipping.QuantileClip,
+  state: types.TrainState,
+  *,
+  starts_tree: bool,
+) -> float | None:
+  """The norm at which the next round will clip, on the host; for a ledger.
+
+  Args:
+    clip: as for `make_step`.
+    state: before the round. Its values are read, which waits for them, under
+      adaptive clipping only.
+    starts_tree: whether the round is the first of a tree.
+  """
+  if not isinstance(clip, clipping.QuantileClip):
+    return clip.norm
+  inner = state.opt_state.clip
+  return float(jax.device_get(inner.estimate if starts_tree else inner.norm))
+
+
 def _check_clip(clip: Any) -> None:
   if not isinstance(clip, (clipping.Clip, clipping.QuantileClip)):
     raise ValueError(
@@ -216,7 +236,9 @@ def make_step(
     bounds = _bounds(clip, in_force)
     key = jax.random.fold_in(state.step_key(), _CLIENT_STREAM)
     sums = cohort_sum.sum_clients(plan, state, cohort, bounds, key)
-    extra = {} if bounds[0] is None else {"clip_norm": bounds[0]}
+    # A fixed norm stays a number, which noise that cannot follow one checks.
+    norm = clip.norm if in_force is None else in_force.norm
+    extra = {} if norm is None else {"clip_norm": norm}
     updates, server = tx.update(sums.update, server, state.params, **extra)
     opt_state, public = server, {}
     if in_force is not None:

@@ -13,6 +13,7 @@ by zeros. All nodes of a tree are one Gaussian mechanism, so its sensitivity is
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,6 +42,18 @@ def feasible(num_rounds: int, max_participations: int, min_sep: int) -> int:
   checks.positive_int("max_participations", max_participations)
   checks.positive_int("min_sep", min_sep)
   return min(max_participations, -(-num_rounds // min_sep))
+
+
+def _capped(num_rounds: int, max_participations: int, min_sep: int) -> int:
+  """`feasible`, with a warning where it is less than what was asked for."""
+  k = feasible(num_rounds, max_participations, min_sep)
+  if k < max_participations:
+    warnings.warn(
+      f"max_participations={max_participations} does not fit into {num_rounds} "
+      f"rounds with min_sep={min_sep}: {k} are counted.",
+      stacklevel=3,
+    )
+  return k
 
 
 def single(num_rounds: int) -> int:
@@ -111,7 +124,8 @@ def tree(num_rounds: int, max_participations: int, min_sep: int) -> int:
   """One tree over T rounds with (k, b)-participation, exactly.
 
   A dynamic programme over dyadic blocks, vectorised over the slacks at both
-  ends; maximal over 1 to k participations, for more are not always worse.
+  ends; maximal over 1 to k participations, for more are not always worse. A k
+  that does not fit is cut to `feasible`, with a warning.
 
   Args:
     num_rounds: T.
@@ -127,7 +141,7 @@ def tree(num_rounds: int, max_participations: int, min_sep: int) -> int:
   >>> tree(24, 8, 3), tree(1600, 1, 1)
   (88, 11)
   """
-  k = feasible(num_rounds, max_participations, min_sep)
+  k = _capped(num_rounds, max_participations, min_sep)
   if k == 1:
     return single(num_rounds)
   if min_sep == 1 and k == num_rounds:
@@ -248,7 +262,7 @@ def toeplitz(
   c = np.asarray(coefficients, np.float64)
   if c.ndim != 1 or not c.size:
     raise ValueError(f"coefficients of shape {c.shape} must be [rounds].")
-  k = feasible(len(c), max_participations, min_sep)
+  k = _capped(len(c), max_participations, min_sep)
   c = np.maximum.accumulate(np.abs(c)[::-1])[::-1]
   total = np.zeros_like(c)
   for j in range(k):

@@ -180,6 +180,19 @@ class RestartPolicy:
       left -= out[-1]
     return tuple(out)
 
+  def tree_of(self, step: int) -> tuple[int, int]:
+    """Number of the tree of round `step`, and the tree's first round; host.
+
+    >>> [RestartPolicy(4, warmup=2).tree_of(t) for t in (1, 2, 5, 6)]
+    [(0, 0), (1, 2), (1, 2), (2, 6)]
+    """
+    checks.nonnegative("step", step)
+    if step < self.warmup:
+      return 0, 0
+    number = (step - self.warmup) // self.period
+    first = self.warmup + number * self.period
+    return number + (self.warmup > 0), first
+
   @property
   def longest(self) -> int:
     """Leaves of the largest tree, virtual ones among them."""

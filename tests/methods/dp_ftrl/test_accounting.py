@@ -42,6 +42,7 @@ def test_worked_sensitivities(case, expected):
   assert sensitivity.tree(*case) == expected
 
 
+@pytest.mark.filterwarnings("ignore:max_participations")
 def test_the_programme_is_brute_force():
   rng = np.random.default_rng(0)
   for _ in range(60):
@@ -50,6 +51,7 @@ def test_the_programme_is_brute_force():
     assert sensitivity.tree(*case) == _brute(*case), case
 
 
+@pytest.mark.filterwarnings("ignore:max_participations")
 def test_monotone_in_all_arguments():
   values = {
     (t, k, b): sensitivity.tree(t, k, b)
@@ -61,6 +63,13 @@ def test_monotone_in_all_arguments():
     for other in ((t + 8, k, b), (t, k + 1, b), (t, k, b // 2)):
       if other in values:
         assert values[other] >= value
+
+
+def test_participations_that_do_not_fit_are_told():
+  with pytest.warns(UserWarning, match="min_sep=314: 7 are counted"):
+    assert sensitivity.tree(2000, 9, 314) == 87
+  with pytest.warns(UserWarning, match="=5 does not fit into 4 .*: 2 are"):
+    sensitivity.toeplitz(np.ones(4), max_participations=5, min_sep=2)
 
 
 def test_every_round_and_single():
@@ -193,6 +202,16 @@ def test_the_way_back(method):
   rho = accounting.zcdp(79, z)
   found = accounting.zcdp_to_eps(rho, 1e-8, method=method)
   assert found == pytest.approx(4.0, rel=1e-6)
+
+
+def test_two_multipliers_are_one():
+  total = accounting.total_noise_multiplier
+  assert total(7.0004059525, 650.0) == pytest.approx(7.0, rel=1e-9)
+  assert total(1.0050378153, 10.0) == pytest.approx(1.0, rel=1e-9)
+  assert total(3.0, None) == 3.0 and total(0.0, 5.0) == total(5.0, 0.0) == 0.0
+  # As two mechanisms of the same sensitivity: rho adds.
+  both = accounting.zcdp(5, 2.0) + accounting.zcdp(5, 3.0)
+  assert accounting.zcdp(5, total(2.0, 3.0)) == pytest.approx(both)
 
 
 def test_extremes():

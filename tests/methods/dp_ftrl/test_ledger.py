@@ -6,7 +6,13 @@ import dataclasses
 
 import pytest
 
-from locojax.methods.dp_ftrl import accounting, ledger, sensitivity
+from locojax.methods.dp_ftrl import (
+  accounting,
+  clipping,
+  ledger,
+  participation,
+  sensitivity,
+)
 
 BASE = ledger.Release(
   run_id="run",
@@ -130,3 +136,100 @@ def test_other_mechanisms_need_their_sensitivity(tmp_path):
     "run", delta=1e-5, squared_sensitivity=lambda num, k, b: float(k)
   )
   assert found["rho"] == pytest.approx(accounting.zcdp(2, 7.0))
+
+
+def _played(path, sampler, num_rounds, period=None, **changes):
+  """The ledger of a sampler's rounds, in trees of `period` rounds."""
+  book = ledger.PrivacyLedger(path)
+  period = period or num_rounds
+  for t in range(num_rounds):
+    if t % period == 0:
+      log = participation.Log()
+    cohort = sampler(t)
+    log.add(t % period, cohort.clients[cohort.mask])
+    book.append(
+      _release(
+        t,
+        tree_id=t // period,
+        max_participations=log.max_participations,
+        min_sep=log.min_sep,
+        **changes,
+      )
+    )
+  return book
+
+
+def test_rounds_before_anybody_came_back_say_nothing_of_the_separation(
+  tmp_path,
+):
+  sampler = participation.ShuffledEpochs(20, 4, seed=0)  # k = 3, b = 5
+  book = _played(tmp_path / "ledger.jsonl", sampler, 13)
+  found = book.statement("run", delta=1e-5)
+  assert found["squared_sensitivity"] == sensitivity.tree(13, 3, 5)
+  assert sensitivity.tree(13, 3, 5) < sensitivity.tree(13, 3, 1)
+
+
+def test_restarted_trees_are_charged_for_what_was_within_each(tmp_path):
+  """Reshuffled epochs: once in each tree, though perhaps twice in a row."""
+  sampler = participation.ShuffledEpochs(20, 4, seed=0, reshuffle=True)
+  log = participation.logged(sampler, 12)
+  assert log.min_sep < 5 and log.max_participations == 3
+  book = _played(tmp_path / "a.jsonl", sampler, 12, 5, key="aa")
+  found = book.statement("run", delta=1e-5)
+  assert found["num_trees"] == 3
+  assert found["squared_sensitivity"] == sensitivity.restarts([5, 5, 2])
+  # A restart one cohort too early has a client twice in a tree.
+  early = _played(
+    tmp_path / "b.jsonl", lambda t: sampler(t + 4), 8, 6, key="bb"
+  )
+  wrong = early.statement("run", delta=1e-5)["squared_sensitivity"]
+  assert wrong > sensitivity.restarts([6, 2])
+
+
+def test_the_count_of_adaptive_clipping_is_charged(tmp_path):
+  value, count = clipping.split_noise_multiplier(7.0, 6500)
+  book = ledger.PrivacyLedger(tmp_path / "ledger.jsonl")
+  for t in range(8):
+    book.append(
+      _release(
+        t,
+        tree_id=t // 4,
+        clip_norm=0.1 * (1 + t // 4),
+        noise_multiplier=value,
+        count_multiplier=count,
+        count_key="bbbb",
+      )
+    )
+  found = book.statement("run", delta=1e-6)
+  wanted = accounting.zcdp(2 * sensitivity.single(4), 7.0)
+  assert found["rho"] == pytest.approx(wanted, abs=1e-12)
+  assert wanted > accounting.zcdp(2 * sensitivity.single(4), value)
+
+
+def test_counts_have_a_key_of_their_own(tmp_path):
+  book = ledger.PrivacyLedger(tmp_path / "ledger.jsonl")
+  with pytest.raises(ledger.LedgerError, match="count_key='aaaa'"):
+    book.append(_release(0, count_key="aaaa"))
+  book.append(_release(0, count_key="bbbb"))
+  for taken in ({"key": "bbbb"}, {"key": "cccc", "count_key": "aaaa"}):
+    with pytest.raises(ledger.LedgerError, match="fresh key"):
+      book.append(_release(0, run_id="other", **taken))
+  with pytest.raises(ledger.LedgerError, match="new_key='bbbb'"):
+    book.resume("run", 0, policy="new_tree", new_key="bbbb")
+
+
+def test_a_branch_with_other_settings_is_no_replay(tmp_path):
+  one, two = (ledger.settings_hash({"rate": r}) for r in (0.1, 0.2))
+  book = ledger.PrivacyLedger(tmp_path / "ledger.jsonl")
+  book.append(_release(0, settings=one))
+  book.append(_release(0, settings=one))
+  with pytest.raises(ledger.LedgerError, match="another cohort or setting"):
+    book.append(_release(0, settings=two))
+
+
+def test_what_a_release_has_not_is_not_written(tmp_path):
+  """Ledgers from before these fields can be replayed."""
+  book = _filled(tmp_path / "ledger.jsonl", 1)
+  assert not {"count_multiplier", "count_key", "settings"} & set(
+    book.records[0]
+  )

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from locojax.methods.dp_ftrl import keys, noise, tree
+from locojax.methods.dp_ftrl import keys, matrix, noise, tree
 
 KEY = jax.random.key(7)
 SMALL = {
@@ -242,8 +242,9 @@ def test_restarted_trees_are_independent_and_sums_stay():
   assert np.abs((first * second).mean(axis=1) / 9).max() < 0.03
 
 
-def test_completion_leaves_the_noise_of_one_node():
-  policy = tree.RestartPolicy(3, completion=True)
+@pytest.mark.parametrize("period, warmup", [(3, 0), (5, 3)])
+def test_completion_leaves_the_noise_of_one_node(period, warmup):
+  policy = tree.RestartPolicy(period, warmup=warmup, completion=True)
   for estimator, last in (("basic", 1.0), ("honaker", 4 / 7)):
     tx = _noise(6, restart=policy, estimator=estimator)
     added, _ = _added(tx, 4, jnp.zeros(30_000))
@@ -261,6 +262,20 @@ def test_restart_policies():
   warm = tree.RestartPolicy(4, warmup=3)
   assert warm.lengths(10) == (3, 4, 3)
   assert [t for t in range(12) if warm.starts_tree(t)] == [0, 3, 7, 11]
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 3])
+def test_the_host_knows_the_tree_of_a_round(warmup):
+  policy = tree.RestartPolicy(4, warmup=warmup)
+  tx = _noise(14, restart=policy)
+  state, update = tx.init(PARAMS), jax.jit(tx.update)
+  for t in range(14):
+    _, state = update(PARAMS, state)
+    number, first = policy.tree_of(t)
+    assert (number, t - first + 1) == (int(state.tree_id), int(state.leaves))
+    assert bool(policy.starts_tree(t)) == (t == first)
+  with pytest.raises(ValueError, match="step=-1"):
+    policy.tree_of(-1)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -281,6 +296,55 @@ def test_the_reset_behaviour_differs_by_momentum_alone(momentum):
   kept, reset = path("residual"), path("reset")
   np.testing.assert_array_equal(kept[:3], reset[:3])
   assert np.allclose(kept, reset) == (momentum == 0)
+
+
+def _path_as_the_paper_says(x, tx, beta, nesterov, behaviour):
+  """Parameters by noisy prefix sums; trees of 3 rounds.
+
+  `residual` (PyTorch's code): what a tree ended with stays in the sum, start
+  and momentum are kept. `reset` (`restart_dp_tree` of TFF): the parameters
+  become the start, sum and momentum zero.
+  """
+  added, _ = _added(tx, len(x), jnp.zeros(()))
+  start = w = kept = total = v = 0.0
+  path = []
+  for t, noise_of_round in enumerate(added):
+    if t % 3 == 0:
+      kept, total = kept + total, 0.0
+      if behaviour == "reset":
+        start, kept, v = w, 0.0, 0.0
+    total = total + x[t] + noise_of_round
+    v = beta * v + kept + total
+    w = start - 0.1 * ((beta * v + kept + total) if nesterov else v)
+    path.append(w)
+  return path
+
+
+@pytest.mark.parametrize("behaviour", tree.BEHAVIOURS)
+@pytest.mark.parametrize(
+  "beta, nesterov", [(0.0, False), (0.9, False), (0.9, True)]
+)
+def test_restarts_are_those_of_the_official_codes(behaviour, beta, nesterov):
+  restart = tree.RestartPolicy(3, behaviour=behaviour)
+  shared = dict(key=KEY, max_rounds=8, restart=restart)
+  tx = noise.dp_ftrl(
+    0.1,
+    noise_multiplier=1.0,
+    clip_norm=1.0,
+    num_clients=1,
+    momentum=beta,
+    nesterov=nesterov,
+    **shared,
+  )
+  x = np.random.default_rng(0).normal(size=8).astype(np.float32)
+  w, state, path = jnp.zeros(()), tx.init(jnp.zeros(())), []
+  for g in x:
+    updates, state = tx.update(jnp.asarray(g), state, w)
+    w = optax.apply_updates(w, updates)
+    path.append(float(w))
+  plain = noise.add_tree_noise(1.0, 1.0, **shared)
+  expected = _path_as_the_paper_says(x, plain, beta, nesterov, behaviour)
+  np.testing.assert_allclose(path, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_no_noise_is_plain_sgd():
@@ -308,12 +372,61 @@ def test_the_clip_norm_is_read_where_a_tree_starts():
   tx = _noise(9, restart=tree.RestartPolicy(3))
   zeros = jnp.zeros(20_000)
   state, found = tx.init(zeros), []
-  for norm in (1.0, 50.0, 50.0, 4.0, 50.0, 50.0):
+  for norm in (1.0, 0.5, 1.0, 4.0, 4.0, 2.0):
     updates, state = tx.update(zeros, state, clip_norm=jnp.float32(norm))
     found.append(updates.std())
   assert found[0] == pytest.approx(1.5, rel=0.03)
   assert found[3] == pytest.approx(6.0, rel=0.03)
-  assert max(found[:3]) < 3
+  np.testing.assert_allclose(found[1:3], [1.5, 1.5], rtol=0.03)
+  # One that is larger than the noise of the tree was made for closes the round.
+  tx.update(zeros, tx.init(zeros), clip_norm=jnp.float32(9.0))
+  updates, _ = tx.update(
+    zeros, state._replace(step=jnp.int32(7)), clip_norm=jnp.float32(4.1)
+  )
+  assert np.isnan(updates).all()
+
+
+@pytest.mark.parametrize("kind", ["matrix", "secure"])
+def test_noise_of_one_size_refuses_a_norm_that_can_change(kind):
+  shared = {"key": KEY, "max_rounds": 4}
+  if kind == "matrix":
+    tx = noise.add_matrix_noise(matrix.identity(), 1.0, 2.0, **shared)
+  else:
+    tx = noise.add_tree_noise(
+      1.0, 2.0, estimator="basic", secure=True, grid=0.1, **shared
+    )
+  state = tx.init(PARAMS)
+  tx.update(PARAMS, state, clip_norm=2.0)
+  with pytest.raises(ValueError, match="clip_norm=2.5"):
+    tx.update(PARAMS, state, clip_norm=2.5)
+  with pytest.raises(ValueError, match="can change is not allowed"):
+    tx.update(PARAMS, state, clip_norm=jnp.float32(1.0))
+
+
+def test_arrays_whose_paths_share_a_hash_are_refused(monkeypatch):
+  monkeypatch.setattr(keys, "path_hash", lambda path: 7)
+  with pytest.raises(ValueError, match="'a/kernel' and 'b'"):
+    _noise().init(PARAMS)
+
+
+def test_noise_of_arrays_leaves_and_trees_is_independent():
+  num = 40_000
+  params = {"a": jnp.zeros(num), "b": jnp.zeros(num)}
+  tx = _noise(8, restart=tree.RestartPolicy(4), estimator="basic")
+  added, _ = _added(tx, 8, params)
+  sums = {
+    n: np.concatenate([np.cumsum(x[:4], 0), np.cumsum(x[4:], 0)])
+    for n, x in added.items()
+  }
+  # N_1, N_2, N_4 and N_3 - N_2 of both arrays in both trees.
+  rows = [
+    x
+    for s in sums.values()
+    for t in (0, 4)
+    for x in (s[t], s[t + 1], s[t + 3], s[t + 2] - s[t + 1])
+  ]
+  found = np.corrcoef(np.stack(rows))
+  np.testing.assert_allclose(found, np.eye(len(rows)), atol=0.025)
 
 
 def test_closed_after_the_last_round():

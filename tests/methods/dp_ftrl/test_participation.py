@@ -31,6 +31,10 @@ def test_what_is_declared_is_kept(name):
     assert log.max_participations == 3 and log.min_sep >= 15
   with pytest.raises(ValueError, match="declared were"):
     log.check(max_participations=60, min_sep=log.min_sep + 1)
+  with pytest.raises(ValueError, match="declared were"):
+    log.check(max_participations=log.max_participations - 1, min_sep=1)
+  # Nobody came back yet: nothing is too close.
+  participation.logged(sampler, 1).check(max_participations=1, min_sep=50)
 
 
 @pytest.mark.parametrize("name", list(_samplers()))
