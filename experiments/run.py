@@ -131,20 +131,25 @@ def _module(config: Any) -> Any:
   return module
 
 
-def _check(module: Any, config: Any) -> int:
+def check_report(config: Any) -> Any:
+  """What `--mode=check` finds of a config, a `locojax.train.check.Report`.
+
+  Raises:
+    ValueError: a setting of `config.check` that there is not; and all of
+      `locojax.train.check.run`.
+  """
   from locojax.train import check  # only this mode compiles for other devices
 
+  module = _module(config)
   settings = dict(config.get("check", {}))
   for name in settings:
     checks.one_of("config.check", name, CHECK_SETTINGS)
-  report = check.run(
+  return check.run(
     module.build(config),
     axes=dict(config.mesh),
     topology=settings.pop("topology", None) or None,
     **{name: value or None for name, value in settings.items()},
   )
-  print(report.text)
-  return 0
 
 
 def _evaluate(module: Any, config: Any, workdir: str) -> Mapping[str, Any]:
@@ -164,7 +169,8 @@ def _launch(config: Any, mode: str, workdir: str | None) -> int:
   if mode != "check" and not workdir:
     raise ValueError(f"--workdir is missing: --mode={mode} needs a folder.")
   if mode == "check":
-    return _check(_module(config), config)
+    print(check_report(config).text)
+    return 0
   distributed.initialise()
   module = _module(config)
   if mode == "run":

@@ -89,6 +89,7 @@ def model(config) -> limoe.OneTower:
     "embed_dim": settings.pop("embed_dim") or None,
     "dtype": jnp.dtype(settings.pop("dtype")),
     "remat": settings.pop("remat"),
+    "scan": settings.pop("scan"),
     "order": config.order,
   }
   if kind == "limoe":
@@ -173,13 +174,40 @@ def loss_fn(config, net: limoe.OneTower) -> types.LossFn:
   return loss
 
 
-def _place_experts(shape, mesh) -> jax.P:
-  """Leading axis over `expert`; what has none is replicated."""
+def _place_experts(shape, mesh, *, axis: int, num_experts: int) -> jax.P:
+  """The axis of experts over `expert`; what has none is replicated.
+
+  An array of an optimiser may lack axes of its parameter (a factored moment,
+  which is a mean over experts or has the size 1): its axis at this place then
+  is not that of the experts.
+  """
   size = dict(mesh.shape).get("expert", 1)
-  return jax.P("expert") if shape and shape[0] % size == 0 else jax.P()
+  has_experts = len(shape) > axis and shape[axis] == num_experts
+  if not has_experts or num_experts % size:
+    return jax.P()
+  return jax.P(*(None,) * axis, "expert")
 
 
-def _optimizer(config) -> optax.GradientTransformation:
+def rules(net: limoe.OneTower) -> tuple:
+  """Sharding rules: experts along `expert`, all else on every device."""
+  if not net.moe_layers:
+    return ()
+  place = functools.partial(
+    _place_experts, num_experts=net.experts["num_experts"]
+  )
+  scanned = ()
+  if net.scan:
+    scanned = limoe.scanned_layers(net.num_layers, net.moe_layers)
+  out = []
+  if set(net.moe_layers) & set(scanned):
+    stacked = functools.partial(place, axis=1)
+    out.append((f"{limoe.STACKED}.*experts/", stacked))
+  if set(net.moe_layers) - set(scanned):
+    out.append((r"experts/", functools.partial(place, axis=0)))
+  return tuple(out)
+
+
+def _optimizer(config, net: limoe.OneTower) -> optax.GradientTransformation:
   rate = optimizers.schedule(
     config.schedule,
     learning_rate=config.learning_rate,
@@ -188,8 +216,15 @@ def _optimizer(config) -> optax.GradientTransformation:
     cooldown_steps=config.warmup_steps if config.schedule == "rsqrt" else 0,
   )
   return optimizers.make(
-    learning_rate=rate, decay_paths="kernel$", **config.optimizer.to_dict()
+    learning_rate=rate,
+    decay_paths="kernel$",
+    stacked_paths=limoe.STACKED if _has_stacked(net) else (),
+    **config.optimizer.to_dict(),
   )
+
+
+def _has_stacked(net: limoe.OneTower) -> bool:
+  return net.scan and bool(limoe.scanned_layers(net.num_layers, net.moe_layers))
 
 
 def _shapes(config):
@@ -232,7 +267,7 @@ def batches(config, start: int):
 def build(config) -> Experiment:
   """One run: `config.condition` with `config.seed`."""
   net = model(config)
-  tx = _optimizer(config)
+  tx = _optimizer(config, net)
   shapes = _shapes(config)
 
   def init(key):
@@ -243,7 +278,6 @@ def build(config) -> Experiment:
     params = found.pop("params")
     return steps.init_state(params, tx, key=run_key, model_state=found)
 
-  rules = ((r"experts/", _place_experts),) if net.moe_layers else ()
   evals = {}
   if config.needs_data:
     every = max(1, config.num_steps // config.num_evals)
@@ -255,7 +289,7 @@ def build(config) -> Experiment:
     batches=functools.partial(batches, config),
     num_steps=config.num_steps,
     batch_shapes=shapes,
-    rules=rules,
+    rules=rules(net),
     batch_spec=jax.P(("data", "expert")),
     evals=evals,
     examples_per_step=config.batch_size,

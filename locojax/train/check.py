@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
+import time
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -68,6 +70,8 @@ class Compiled:
     xla_flops: XLA's count of operations; a loop body counts once.
     xla_bytes: XLA's count of bytes accessed, likewise.
     roofline: bounds of the step time.
+    hbm_bytes: what a device has.
+    seconds: what compiling took.
   """
 
   memory: Mapping[str, int]
@@ -75,6 +79,8 @@ class Compiled:
   xla_flops: float
   xla_bytes: float
   roofline: Roofline
+  hbm_bytes: int
+  seconds: float
 
   @property
   def peak_bytes(self) -> int:
@@ -243,7 +249,10 @@ def roofline(
   )
 
 
-def _analyse(executable, plan, flops, chip) -> Compiled:
+def _analyse(experiment, plan, flops, chip, hbm_bytes) -> Compiled:
+  start = time.perf_counter()
+  executable = _compile(experiment, plan)
+  seconds = time.perf_counter() - start
   costs = executable.cost_analysis()
   xla_flops = float(costs.get("flops", 0.0))
   xla_bytes = float(costs.get("bytes accessed", 0.0))
@@ -262,6 +271,8 @@ def _analyse(executable, plan, flops, chip) -> Compiled:
       network_bytes=sum(c.traffic for c in found),
       chip=chip,
     ),
+    hbm_bytes=hbm_bytes,
+    seconds=seconds,
   )
 
 
@@ -284,13 +295,27 @@ def check_fits(memory: Mapping[str, int], hbm_bytes: int, where: str) -> None:
     )
 
 
+_ALLOWED = re.compile(r"([\w-]+?)(?: over ([\w,]+))?( outside loops)?")
+
+
+def _allows(entry: str):
+  """A function: does an entry of `allowed_collectives` cover this one?"""
+  match = _ALLOWED.fullmatch(entry)
+  kind, axes, outside = match.groups() if match else (entry, None, None)
+  checks.one_of("allowed_collectives", kind, collectives_lib.KINDS)
+  return lambda one: (
+    one.kind == kind
+    and (axes is None or one.axes == axes)
+    and not (outside and one.in_loop)
+  )
+
+
 def _check_collectives(found, allowed: Iterable[str] | None) -> None:
   if allowed is None:
     return
   allowed = tuple(allowed)
-  for kind in allowed:
-    checks.one_of("allowed_collectives", kind, collectives_lib.KINDS)
-  others = [c for c in found if c.kind not in allowed]
+  covers = [_allows(entry) for entry in allowed]
+  others = [c for c in found if not any(f(c) for f in covers)]
   if others:
     raise ValueError(
       f"allowed_collectives={allowed}, but the step has also\n"
@@ -322,14 +347,16 @@ def _head(plan: _Plan, flops: flops_lib.FlopCount, name: str) -> list[str]:
   return lines + [f"  note: {note}" for note in flops.notes]
 
 
-def _tail(compiled: Compiled, flops, num_devices, hbm_bytes) -> list[str]:
+def _tail(compiled: Compiled, flops, num_devices) -> list[str]:
   bound, own = compiled.roofline, flops.total / num_devices
+  hbm_bytes = compiled.hbm_bytes
   use = f"{compiled.peak_bytes / hbm_bytes:.1%} of {_gib(hbm_bytes)}"
   share = own / max(compiled.xla_flops, 1.0)
   return [
     f"  on one device {own:.4g}; XLA counts {compiled.xla_flops:.4g}, loop "
     f"bodies once (ratio {share:.3g}), and {compiled.xla_bytes:.4g} bytes "
     "accessed, on-chip ones too",
+    f"  compiled in {compiled.seconds:.0f} s",
     "",
     f"memory on a device: {_gib(compiled.peak_bytes)}, {use}",
     *(f"  {name:9} {size:,}" for name, size in compiled.memory.items()),
@@ -365,8 +392,10 @@ def run(
     hbm_bytes: memory of a device; None takes that of the chip.
     num_devices: without a topology, how many devices a -1 in `axes` shares
       out; None reads -1 as 1.
-    allowed_collectives: kinds that the compiled step may have, of
-      `collectives.KINDS`; None allows all. Needs a topology.
+    allowed_collectives: what the compiled step may have: kinds of
+      `collectives.KINDS`, or in the words of the table `all-to-all over expert`
+      for these axes alone; with `outside loops` behind it not in a loop. None
+      allows all. Needs a topology.
 
   Returns:
     A `Report`; print its `text`.
@@ -403,11 +432,11 @@ def run(
   lines = _head(plan, flops, topology or "no devices")
   compiled = None
   if topology is not None:
-    compiled = _analyse(_compile(experiment, plan), plan, flops, chip)
+    compiled = _analyse(experiment, plan, flops, chip, hbm_bytes)
     memory = {**compiled.memory, "aliased": -compiled.memory["aliased"]}
     check_fits(memory, hbm_bytes, f"the step on {topology}")
     _check_collectives(compiled.collectives, allowed_collectives)
-    lines += _tail(compiled, flops, mesh.size, hbm_bytes)
+    lines += _tail(compiled, flops, mesh.size)
   return Report(
     axes=dict(mesh.shape),
     num_params=trees.num_params(plan.state.params),

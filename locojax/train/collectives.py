@@ -263,6 +263,23 @@ def parse(text: str, mesh_shape: Mapping[str, int]) -> tuple[Collective, ...]:
   return tuple(sorted(merged, key=lambda c: -c.traffic))
 
 
+def totals(
+  found: Iterable[Collective],
+) -> dict[tuple[str, str], tuple[int, int]]:
+  """By kind and axes, `(runs, payload bytes)` of a step on one device.
+
+  >>> one = Collective("all-reduce", 8, 2, "data", trips=3, in_loop=True)
+  >>> totals([one, dataclasses.replace(one, trips=1, count=2)])
+  {('all-reduce', 'data'): (5, 40)}
+  """
+  out: dict[tuple[str, str], tuple[int, int]] = {}
+  for c in found:
+    runs, size = out.get((c.kind, c.axes), (0, 0))
+    more = c.count * c.trips
+    out[c.kind, c.axes] = (runs + more, size + more * c.bytes)
+  return out
+
+
 def table(found: Iterable[Collective]) -> str:
   """One line for each entry of `parse`."""
   lines = []

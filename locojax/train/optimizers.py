@@ -268,6 +268,63 @@ def freeze(
   return optax.partition(parts, labels)
 
 
+def stacked(
+  tx: optax.GradientTransformation, patterns: Patterns
+) -> optax.GradientTransformation:
+  """`tx`, which sees a stack of layers as these layers one by one.
+
+  A parameter `[L, ...]` that a pattern hits is updated as L parameters `[...]`
+  would be: what looks at a whole array, such as Adafactor's choice of the two
+  axes to factor, Muon's orthogonalisation or a norm, never mixes layers. Its
+  state has a leading L too.
+
+  Args:
+    tx: acts on each parameter alone; it gets no extra arguments.
+    patterns: of the parameters whose leading axis counts layers.
+  """
+  patterns = _patterns(patterns)
+
+  def lengths(tree):
+    """L by the path of a stacked parameter."""
+    hit = {
+      p: x for p, x in trees.flatten(tree).items() if trees.matches(p, patterns)
+    }
+    return {path: x.shape[0] for path, x in hit.items()}
+
+  def axes(tree, known, length):
+    """0 for what has a leading axis of this length, else None."""
+
+    def axis(path, _):
+      parts = path.split("/")
+      tails = ("/".join(parts[i:]) for i in range(len(parts)))
+      found = next((known[tail] for tail in tails if tail in known), None)
+      return 0 if found == length else None
+
+    return trees.map_with_path(axis, tree)
+
+  def init(params):
+    known, run = lengths(params), tx.init
+    layer = trees.map_with_path(
+      lambda path, x: jax.ShapeDtypeStruct(x.shape[path in known :], x.dtype),
+      params,
+    )
+    state = jax.eval_shape(tx.init, layer)
+    for n in sorted(set(known.values())):
+      own = axes(params, known, n)
+      run = jax.vmap(run, in_axes=(own,), out_axes=axes(state, known, n))
+    return run(params)
+
+  def update(updates, state, params=None):
+    known, run = lengths(updates), tx.update
+    for n in sorted(set(known.values())):
+      own = axes(updates, known, n), axes(state, known, n)
+      of_params = None if params is None else own[0]
+      run = jax.vmap(run, in_axes=(*own, of_params), out_axes=own)
+    return run(updates, state, params)
+
+  return optax.GradientTransformation(init, update)
+
+
 def make(
   name: str,
   *,
@@ -278,6 +335,7 @@ def make(
   freeze_paths: Patterns = (),
   multipliers: Iterable[tuple[str, float]] = (),
   accumulate: int = 1,
+  stacked_paths: Patterns = (),
   **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """An optimiser by name, with all that is usually put around it.
@@ -297,6 +355,9 @@ def make(
     multipliers: `(pattern, factor)` of the learning rate; first hit wins.
     accumulate: gradients that make one update. Prefer microbatches in the
       step, which need no memory between steps.
+    stacked_paths: patterns of parameters whose leading axis counts layers
+      (`nn.scan`): the optimiser treats them as the layers one by one, see
+      `stacked`.
     **options: of the optimiser, such as `b1`; see `allowed_options`. `rmsprop`
       also takes `momentum`, which acts after the learning rate as in optax.
 
@@ -322,9 +383,9 @@ def make(
   multipliers = tuple((str(p), float(f)) for p, f in multipliers)
   for pattern, factor in multipliers:
     checks.nonnegative(f"multipliers[{pattern!r}]", factor)
-  tx = _chain(
-    name, learning_rate, weight_decay, decay_paths, clip_norm, options
-  )
+  stacked_paths = _patterns(stacked_paths)
+  direction = (name, stacked_paths, options)
+  tx = _chain(*direction, learning_rate, weight_decay, decay_paths, clip_norm)
   if multipliers:
     tx = optax.chain(tx, _scale_by_path(multipliers))
   if freeze_paths:
@@ -333,18 +394,30 @@ def make(
     tx = optax.MultiSteps(tx, accumulate).gradient_transformation()
   named = {"freeze_paths": freeze_paths}
   named["multipliers"] = tuple(p for p, _ in multipliers)
+  named["stacked_paths"] = stacked_paths
   named["decay_paths"] = decay_paths if weight_decay else ()
   return _checked(tx, named)
 
 
-def _chain(name, learning_rate, weight_decay, decay_paths, clip_norm, options):
+def _chain(
+  name,
+  stacked_paths,
+  options,
+  learning_rate,
+  weight_decay,
+  decay_paths,
+  clip_norm,
+):
   """Clip, direction, decay, learning rate."""
   options, parts = dict(options), []
   after = options.pop("momentum", None) if name == "rmsprop" else None
   if clip_norm is not None:
     checks.positive("clip_norm", clip_norm)
     parts.append(optax.clip_by_global_norm(clip_norm))
-  parts.append(OPTIMIZERS[name](**options))
+  direction = OPTIMIZERS[name](**options)
+  parts.append(
+    stacked(direction, stacked_paths) if stacked_paths else direction
+  )
   if weight_decay:
     mask = functools.partial(trees.mask, patterns=decay_paths)
     parts.append(optax.add_decayed_weights(weight_decay, mask))

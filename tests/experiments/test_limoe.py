@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -136,6 +137,93 @@ def test_experts_lie_along_their_axis():
   text = check.run(made, axes=dict(config.mesh), num_devices=8).text
   rows = [r for r in text.splitlines() if "experts/up_kernel" in r]
   assert rows and all("P(expert)" in r for r in rows)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_factored_moments_of_experts_lie_with_them(scan):
+  """Of H's kind: a unit of a dense layer and one with 32 experts, 3 times."""
+  config = _config(
+    needs_data=False,
+    model__width=40,
+    model__hidden_size=48,
+    model__num_layers=6,
+    model__moe_layers=(1, 3, 5),
+    model__scan=scan,
+    experts__num_experts=32,
+    optimizer={"name": "adafactor", "momentum": 0.9},
+  )
+  made = experiment.build(config)
+  state = jax.eval_shape(made.init, jax.random.key(0))
+  mesh = sharding.abstract_mesh({"data": 2, "expert": 4})
+  specs = trees.flatten(sharding.state_shardings(state, mesh, made.rules))
+  shapes = trees.flatten(state)
+  lead = (None,) if scan else ()
+  block = "units_0/block_1" if scan else "block_1"
+  place = f"tower/{block}/moe/experts/"
+  of = lambda head, name: [
+    (shapes[path].shape[len(lead) :], specs[path].spec)
+    for path in shapes
+    if path.startswith(head) and path.endswith(place + name)
+  ]
+  cut, whole = jax.P(*lead, "expert"), jax.P()
+  assert of("params", "up_kernel") == [((32, 40, 48), cut)]
+  assert of("params", "up_bias") == [((32, 48), cut)]
+  moments = of("opt_state", "up_kernel")
+  assert sorted(moments, key=str) == sorted(
+    [((32, 40), cut), ((32, 48), cut), ((1,), whole), ((32, 40, 48), cut)],
+    key=str,
+  )
+  # The mean over experts has no axis of them.
+  assert ((48,), whole) in of("opt_state", "up_bias")
+  assert ((32,), cut) in of("opt_state", "up_bias")
+  others = [s.spec for p, s in specs.items() if "experts/" not in p]
+  assert set(others) == {whole}
+
+
+@pytest.mark.slow
+def test_a_scanned_run_trains_on_a_mesh(tmp_path):
+  config = _config(
+    num_steps=2,
+    model__moe_layers=(0, 1),
+    model__scan=True,
+    optimizer={"name": "adafactor"},
+  )
+  one = _fit(config, tmp_path / "one", data=1)
+  many = _fit(config, tmp_path / "many", data=2, expert=4)
+  for path, x in trees.flatten(one.params).items():
+    if path.endswith("key/bias"):
+      continue  # its gradient is zero but for rounding, which Adafactor scales
+    np.testing.assert_allclose(
+      np.asarray(trees.flatten(many.params)[path]),
+      np.asarray(x),
+      atol=5e-4,
+      err_msg=path,
+    )
+
+
+@pytest.mark.slow
+def test_a_scanned_step_on_a_slice_moves_tokens_and_no_weights():
+  paper = configs.get_config("paper_s32")
+  config = _config(
+    needs_data=False,
+    model__moe_layers=(0, 1),
+    model__scan=True,
+    model__remat=True,
+    model__dtype="bfloat16",
+    batch_size=64,
+  )
+  run = functools.partial(
+    check.run,
+    experiment.build(config),
+    axes={"data": 2, "expert": 4},
+    topology="v5e:2x4",
+  )
+  allowed = paper.check.allowed_collectives
+  found = run(allowed_collectives=allowed).compiled.collectives
+  tokens = [c for c in found if c.kind == "all-to-all"]
+  assert tokens and all(c.in_loop and c.trips == 2 for c in tokens)
+  with pytest.raises(ValueError, match="all-to-all over expert"):
+    run(allowed_collectives=allowed[1:])
 
 
 @pytest.mark.parametrize("name", ["paper", "paper_s32"])

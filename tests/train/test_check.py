@@ -310,6 +310,11 @@ def test_tpu_refusals_memory_and_collectives():
     run(allowed_collectives=("all-reduce",))
   with pytest.raises(ValueError, match="allowed_collectives='all-redu'"):
     run(allowed_collectives=("all-redu",))
+  once = ("all-reduce", "all-gather over data outside loops")
+  with pytest.raises(ValueError, match=r"(?s)has also\n.*times in a loop"):
+    run(allowed_collectives=once)
+  with pytest.raises(ValueError, match=r"(?s)has also\n.*all-gather over data"):
+    run(allowed_collectives=("all-reduce", "all-gather over expert"))
   with pytest.raises(ValueError, match="do not fill 4 devices"):
     check.run(_experiment(), axes={"data": 2}, topology="v5e:2x2")
 
@@ -379,6 +384,7 @@ def test_collectives_worked():
   assert by_kind["all-gather", "data,model"].bytes == 256
   assert by_kind["reduce-scatter", "data"].bytes == 24
   assert by_kind["collective-permute", "pairs"].traffic == 20
+  assert collectives.totals(found)["all-gather", "model"] == (12, 12 * 256)
   text = collectives.table(found)
   assert "all-gather over model (4 devices): 256 bytes, 12 times in" in text
   assert collectives.table([]) == "  none"

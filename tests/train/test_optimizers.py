@@ -154,6 +154,45 @@ def test_a_schedule_counts_updates(name):
   chex.assert_trees_all_equal(params, more)
 
 
+@pytest.mark.parametrize("name", ["adafactor", "muon"])
+def test_stacked_layers_are_updated_as_layers_one_by_one(name):
+  """Also where the axis of layers is a large one, and for several lengths."""
+  options = {}
+  if name == "adafactor":
+    options = {"min_dim_size_to_factor": 4, "clipping_threshold": 1.0}
+  shapes = {"a": (6, 4, 5), "b": (6, 4), "c": (5, 2, 4)}
+  keys = dict(zip(shapes, jax.random.split(jax.random.key(0), 3)))
+  draw = lambda i: {
+    n: jax.random.normal(jax.random.fold_in(keys[n], i), shape)
+    for n, shape in shapes.items()
+  }
+  cut = lambda tree: {n: x if n == "b" else list(x) for n, x in tree.items()}
+  whole = optimizers.make(
+    name, learning_rate=0.1, stacked_paths=("^a$", "^c$"), **options
+  )
+  single = optimizers.make(name, learning_rate=0.1, **options)
+
+  @jax.jit
+  def step(i, one, many):
+    grads, params = draw(i), draw(0)
+    found, one = whole.update(grads, one, params)
+    expected, many = single.update(cut(grads), many, cut(params))
+    return cut(found), expected, one, many
+
+  state, many = whole.init(draw(0)), single.init(cut(draw(0)))
+  for i in (1, 2):
+    found, expected, state, many = step(i, state, many)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+  if name == "adafactor":
+    moments = trees.flatten(state)
+    rows = next(x for n, x in moments.items() if n.endswith("v_row/a"))
+    assert rows.shape == (6, 4)
+  with pytest.raises(ValueError, match="stacked_paths='nothing'"):
+    optimizers.make(name, learning_rate=0.1, stacked_paths="nothing").init(
+      draw(0)
+    )
+
+
 def test_adafactor_caps_its_decay_and_keeps_a_small_momentum():
   tx = optimizers.make(
     "adafactor", learning_rate=1.0, decay_rate=2.0, decay_cap=0.5, momentum=0.9

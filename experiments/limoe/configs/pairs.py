@@ -71,6 +71,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     "moe_layers": (1, 3),
     "dtype": "float32",
     "remat": False,
+    "scan": False,
   }
   config.experts = {
     "num_experts": 8,
@@ -165,7 +166,7 @@ def _paper(config, preset, num_experts, topology):
     image_size=224, vocab_size=32000, text_length=16, num_train=0
   )
   config.model.preset, config.model.dtype = preset, "bfloat16"
-  config.model.remat = True
+  config.model.remat = config.model.scan = True
   config.experts.num_experts = num_experts
   config.batch_size, config.num_steps = 16384, 781_250
   config.mask_padding = False
@@ -188,5 +189,12 @@ def _paper(config, preset, num_experts, topology):
   config.check = {
     "topology": topology,
     "hbm_bytes": 0,
-    "allowed_collectives": ("all-reduce", "all-gather", "all-to-all"),
+    # Tokens go to experts; embeddings, cut along both axes, meet once for the
+    # contrast; gradients are summed. Weights of experts, cut along `expert`,
+    # are never gathered.
+    "allowed_collectives": (
+      "all-to-all over expert",
+      "all-gather over data,expert outside loops",
+      "all-reduce",
+    ),
   }

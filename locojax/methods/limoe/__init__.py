@@ -28,6 +28,12 @@ from locojax.methods.limoe.dispatch import (
   apply_experts,
   apply_soft,
 )
+from locojax.methods.limoe.layers import (
+  STACKED,
+  scanned_layers,
+  stack_layers,
+  unstack_layers,
+)
 from locojax.methods.limoe.model import (
   PRESETS,
   OneTower,
@@ -78,6 +84,7 @@ __all__ = [
   "PLAIN",
   "PRESETS",
   "RoutingInfo",
+  "STACKED",
   "TwoTower",
   "apply_expert_choice",
   "apply_experts",
@@ -106,8 +113,11 @@ __all__ = [
   "route_top_k",
   "router_z_loss",
   "routing_metrics",
+  "scanned_layers",
   "soft_moe_weights",
+  "stack_layers",
   "unit_norm",
+  "unstack_layers",
   "upcycle",
   "update_balance_bias",
 ]

@@ -13,8 +13,10 @@ Letters: B pairs, T tokens, D width, G routing groups.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,11 +25,13 @@ import numpy as np
 from flax import linen as nn
 
 from locojax.core import checks, trees, types
-from locojax.methods.limoe import contrastive, moe, reports
+from locojax.methods.limoe import contrastive, layers, moe, reports
 from locojax.nn import attention, transformer, vit
 
 ORDERS = ("images_first", "texts_first", "interleaved")
 Streams = dict[str, jax.Array]
+# Collections that get a leading axis of layers under `scan`.
+_STACKED_COLLECTIONS = ("params", "balance", "intermediates")
 
 
 class Outputs(NamedTuple):
@@ -172,8 +176,46 @@ def routing_masks(masks: Streams, num: int, order: str):
   return join(masks, num, order), join(kinds, num, order)
 
 
+def _block(has_experts, name, *, remat, in_scan, experts, **settings):
+  """A block, in the module that calls this."""
+  block_of = TowerBlock
+  if remat:
+    block_of = nn.remat(
+      TowerBlock, static_argnums=(3,), prevent_cse=not in_scan
+    )
+  return block_of(
+    experts=experts if has_experts else None, name=name, **settings
+  )
+
+
+class _Unit(nn.Module):
+  """Blocks in a row, dense or with experts: the body of a scan.
+
+  Attributes:
+    kinds: for each block, whether it has experts.
+    make: `(has experts, name)` to a block.
+  """
+
+  kinds: tuple[bool, ...]
+  make: Callable[[bool, str], nn.Module]
+
+  @nn.compact
+  def __call__(self, streams: Streams, masks: Streams, train: bool):
+    """`(streams, masks)` to `(streams, infos)`."""
+    infos = []
+    for i, kind in enumerate(self.kinds):
+      streams, info = self.make(kind, f"block_{i}")(streams, masks, train)
+      infos += [] if info is None else [info]
+    return streams, tuple(infos)
+
+
 class Tower(nn.Module):
-  """Blocks `block_0`, ..., some with experts, and a `norm`."""
+  """Blocks, some with experts, and a `norm`.
+
+  Unrolled, the blocks are `block_0`, ...; with `scan` runs of repeated units of
+  blocks are one `units_<first>` each, whose parameters have a leading axis of
+  layers (see `layers`), which compiles faster.
+  """
 
   num_layers: int
   num_heads: int
@@ -183,28 +225,55 @@ class Tower(nn.Module):
   group_examples: int | None = None
   order: str = "images_first"
   remat: bool = False
+  scan: bool = False
   dtype: Any = None
+
+  def _blocks(self, in_scan: bool) -> Callable[[bool, str], nn.Module]:
+    return functools.partial(
+      _block,
+      remat=self.remat,
+      in_scan=in_scan,
+      num_heads=self.num_heads,
+      hidden_size=self.hidden_size,
+      experts=self.experts,
+      group_examples=self.group_examples,
+      order=self.order,
+      dtype=self.dtype,
+    )
+
+  def _scanned(self, run: layers.Run, streams, masks, train):
+    """`(streams, infos)` of a run, infos in the order of the layers."""
+    kinds = [run.first + k in self.moe_layers for k in range(run.size)]
+    unit = _Unit(tuple(kinds), self._blocks(True), name=run.name)
+    streams, stacked = nn.scan(
+      lambda unit, streams, _: unit(streams, masks, train),
+      variable_axes=dict.fromkeys(_STACKED_COLLECTIONS, 0),
+      split_rngs={"params": True, moe.GATING: True},
+      length=run.repeats,
+    )(unit, streams, None)
+    infos = [
+      jax.tree.map(lambda x, i=i: x[i], info)
+      for i in range(run.repeats)
+      for info in stacked
+    ]
+    return streams, infos
 
   @nn.compact
   def __call__(self, streams: Streams, masks: Streams, train: bool):
     """`(streams, masks)` to `(streams, infos)`."""
-    block_of = TowerBlock
-    if self.remat:
-      block_of = nn.remat(TowerBlock, static_argnums=(3,))
     infos = []
-    for i in range(self.num_layers):
-      block = block_of(
-        self.num_heads,
-        self.hidden_size,
-        experts=self.experts if i in self.moe_layers else None,
-        group_examples=self.group_examples,
-        order=self.order,
-        dtype=self.dtype,
-        name=f"block_{i}",
-      )
+    if self.scan:
+      found = layers.tower_runs(self.num_layers, self.moe_layers)
+    else:
+      found = [layers.Run(i, 1, 1) for i in range(self.num_layers)]
+    for run in found:
+      if run.repeats > 1:
+        streams, more = self._scanned(run, streams, masks, train)
+        infos += more
+        continue
+      block = self._blocks(False)(run.first in self.moe_layers, run.name)
       streams, info = block(streams, masks, train)
-      if info is not None:
-        infos.append(info)
+      infos += [] if info is None else [info]
     norm = nn.LayerNorm(dtype=self.dtype, name="norm")
     return {n: norm(x) for n, x in streams.items()}, tuple(infos)
 
@@ -226,6 +295,8 @@ class OneTower(nn.Module):
     temperature_init: exp(t) at the start.
     bias_init: of the sigmoid loss.
     remat: whether the backward pass computes the blocks again.
+    scan: runs of repeated layers by `nn.scan`, which compiles faster; their
+      parameters are stacked (`stack_layers`, `unstack_layers`).
     dtype: of the computation; routers and embeddings' norms are float32.
   """
 
@@ -245,6 +316,7 @@ class OneTower(nn.Module):
   temperature_init: float = 10.0
   bias_init: float = -10.0
   remat: bool = False
+  scan: bool = False
   dtype: Any = None
 
   def _check(self, images, text) -> None:
@@ -301,6 +373,7 @@ class OneTower(nn.Module):
       group_examples=self.group_examples,
       order=self.order,
       remat=self.remat,
+      scan=self.scan,
       dtype=self.dtype,
       name=name,
     )
@@ -424,11 +497,15 @@ def limoe_model(
 def count_params(params: types.PyTree, *, top_k: int = 1) -> dict[str, int]:
   """`total` parameters, and `active`: those that a token meets.
 
-  Of each `experts` array, whose leading axis counts experts, `top_k` are met.
+  Of each `experts` array, whose leading axis (after that of the layers, if they
+  are scanned) counts experts, `top_k` are met.
   """
   total = active = 0
   for path, x in trees.flatten(params).items():
     size = math.prod(x.shape)
     total += size
-    active += top_k * size // x.shape[0] if "/experts/" in path else size
+    if "/experts/" in path:
+      num = x.shape[1 if re.search(layers.STACKED, path) else 0]
+      size = top_k * size // num
+    active += size
   return {"total": total, "active": active}
