@@ -21,7 +21,7 @@ import optax
 from experiments.common import stages
 from experiments.limoe import pairs, questions, report
 from locojax.core import checks, types
-from locojax.data import pipeline
+from locojax.data import image, pipeline
 from locojax.methods import limoe
 from locojax.train import experiment, optimizers, steps
 
@@ -248,8 +248,12 @@ def batches(config, start: int):
   def one_caption(batch, rng):
     rows = np.arange(len(batch["image"]))
     which = rng.integers(tokens.shape[1], size=len(rows))
+    images = batch["image"]
+    if config.crop_pad:
+      pad = {"pad": config.crop_pad, "mode": "edge"}
+      images = image.random_crop(images, rng, **pad)
     return {
-      "image": batch["image"],
+      "image": images,
       "text": batch["text"][rows, which],
       "text_mask": batch["text_mask"][rows, which],
     }

@@ -8,10 +8,11 @@ model of equal compute.
     --config experiments/limoe/configs/pairs.py:cpu
 
 Variants: tiny (seconds), cpu (scenes drawn on the spot, minutes a run on 2
-cores), emoji (drawings of several vendors, by tfds), folder (your own; set
-`--config.data.path`), gpu (three sets together, wider), and for `--mode=check`
-the paper's sizes: paper (H/14), paper_l16, paper_b16, paper_b32, paper_s16,
-paper_s32.
+cores), emoji (drawings of several vendors, by tfds), emoji_small (the same, a
+narrower model and more steps, so that what it can hold decides), folder (your
+own; set `--config.data.path`), gpu (three sets together, wider), and for
+`--mode=check` the paper's sizes: paper (H/14), paper_l16, paper_b16, paper_b32,
+paper_s16, paper_s32.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +25,7 @@ PAPER = {
   "paper_s16": ("S/16", 8, "v5e:8x8"),
   "paper_s32": ("S/32", 8, "v5e:8x8"),
 }
-VARIANTS = ("tiny", "cpu", "emoji", "folder", "gpu", *PAPER)
+VARIANTS = ("tiny", "cpu", "emoji", "emoji_small", "folder", "gpu", *PAPER)
 CONDITIONS = (
   "no_aux",
   "classic",
@@ -94,6 +95,8 @@ def get_config(variant: str = "cpu") -> ConfigDict:
   config.num_evals, config.eval_batch_size, config.log_every = 6, 144, 10
   config.save_every = 0
   config.num_probe = 5
+  # Images are shifted by up to so many pixels, their edges repeated.
+  config.crop_pad = 0
   config.seeds, config.seed = (0, 1, 2), 0
   config.needs_data = True
   config.profile = {"start": 0, "num_steps": 0}
@@ -130,6 +133,12 @@ def _emoji(config):
   config.model.update(width=64, hidden_size=256, patch_size=8)
   config.batch_size, config.num_steps, config.group_examples = 96, 800, 32
   config.num_evals = 4
+
+
+def _emoji_small(config):
+  _emoji(config)
+  config.model.update(patch_size=12, width=32, hidden_size=128, num_heads=2)
+  config.num_steps, config.crop_pad = 1500, 4
 
 
 def _folder(config):
