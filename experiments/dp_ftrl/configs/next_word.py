@@ -84,6 +84,7 @@ def _cpu(config):
 def _shakespeare(config):
   config.data.update(name="roles", num_held_out=100)
   config.num_rounds, config.cohort_size, config.clip_norm = 240, 20, 0.3
+  config.local_steps = 2  # half of the roles fill one batch at most
   config.server_rates = (0.1, 0.3, 1.0, 3.0)
 
 
@@ -94,7 +95,7 @@ def _folder(config):
 def _gpu(config):
   _shakespeare(config)
   config.data.update(num_words=4000, length=20, max_sentences=256)
-  config.model.preset = "cifg_small"
+  config.model.preset, config.clip_norm = "cifg_small", 1.0
   config.num_rounds, config.cohort_size, config.local_steps = 1600, 100, 16
   config.clients_per_chunk = 100
 
