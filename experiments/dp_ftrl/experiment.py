@@ -30,6 +30,7 @@ Experiment = experiment.Experiment
 TUNING_SEED = 1000
 _NOISE, _COUNT_NOISE = 0xD9, 0xD90C
 LEDGER = "ledger.jsonl"
+SAMPLERS = ("epochs", "min_sep")
 # What does not change the sum of a round.
 _NOT_IN_A_ROUND = (
   *("methods", "rhos", "clip_norms", "server_rates", "seeds"),
@@ -38,12 +39,21 @@ _NOT_IN_A_ROUND = (
 
 
 def setting(config, num_clients: int) -> mechanisms.Participation:
-  """Participation of shuffled epochs without reshuffling."""
+  """Participation that the sampler keeps to.
+
+  `epochs`: shuffled epochs without reshuffling, b = an epoch. `min_sep`:
+  devices check in by themselves, at most once in `sampler.min_sep` rounds (0:
+  an epoch) and `sampler.max_participations` times (0: as often as that allows).
+  """
   per_epoch = num_clients // config.cohort_size
+  name = checks.one_of("sampler.name", config.sampler.name, SAMPLERS)
+  own = config.sampler if name == "min_sep" else {}
+  min_sep = min(own.get("min_sep", 0) or per_epoch, config.num_rounds)
+  most = -(-config.num_rounds // min_sep)
   return mechanisms.Participation(
     num_rounds=config.num_rounds,
-    max_participations=-(-config.num_rounds // per_epoch),
-    min_sep=min(per_epoch, config.num_rounds),
+    max_participations=min(own.get("max_participations", 0) or most, most),
+    min_sep=min_sep,
     rate=config.cohort_size / num_clients,
     delta=config.delta,
     restart=_restart(config, per_epoch),
@@ -73,6 +83,15 @@ def _sampler(config, mechanism, num_clients: int):
       config.cohort_size / num_clients,
       seed=config.seed,
       max_cohort=_room(config, mechanism),
+    )
+  if config.sampler.name == "min_sep":
+    place = setting(config, num_clients)
+    return participation.MinSepSampler(
+      num_clients,
+      config.cohort_size,
+      min_sep=place.min_sep,
+      max_participations=place.max_participations,
+      seed=config.seed,
     )
   return participation.ShuffledEpochs(
     num_clients, config.cohort_size, seed=config.seed

@@ -164,6 +164,19 @@ def test_the_ledger_charges_what_the_config_says(tmp_path, changes):
       assert found["squared_sensitivity"] == squared
 
 
+def test_devices_that_check_in_keep_to_what_is_declared(tmp_path):
+  sampler = {"name": "min_sep", "min_sep": 4, "max_participations": 3}
+  config = _one(num_rounds=24, rho=2.0, method="blt", sampler=sampler)
+  place = experiment.setting(config, 64)
+  assert (place.max_participations, place.min_sep) == (3, 4)
+  found = _records(config, tmp_path).releases[-1]
+  assert 1 < found["max_participations"] <= 3 and found["min_sep"] >= 4
+  wanted = _one(num_rounds=24, sampler={**sampler, "min_sep": 0})
+  assert experiment.setting(wanted, 64).min_sep == 8
+  with pytest.raises(ValueError, match="sampler.name"):
+    experiment.setting(_one(sampler={**sampler, "name": "epoch"}), 64)
+
+
 ADAPTIVE = {
   "method": "tree_honaker_adaptive",
   "restart": {"period": 2, "warmup": 1},

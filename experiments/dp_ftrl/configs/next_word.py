@@ -46,6 +46,9 @@ def get_config(variant: str = "cpu") -> ConfigDict:
   config.local_steps, config.local_epochs, config.batch_size = 4, 1, 16
   config.client_rate, config.clip_norm, config.momentum = 1.0, 1.0, 0.9
   config.clients_per_chunk = 4
+  # epochs: shuffled, without reshuffling. min_sep: devices check in by
+  # themselves, at most once in min_sep rounds (0: an epoch).
+  config.sampler = {"name": "epochs", "min_sep": 0, "max_participations": 0}
   # Of the methods that restart: rounds of a tree (0: of an epoch) and of the
   # first one (0: the same). Of adaptive clipping: from `clip_norm` to this
   # quantile; deviation of the count's noise (0: cohort_size / 20).
