@@ -31,10 +31,14 @@ TUNING_SEED = 1000
 _NOISE, _COUNT_NOISE = 0xD9, 0xD90C
 LEDGER = "ledger.jsonl"
 SAMPLERS = ("epochs", "min_sep")
+# What does not change a run: which others there are.
+_NOT_IN_A_RUN = (
+  *("methods", "rhos", "clip_norms", "server_rates", "seeds", "results"),
+)
 # What does not change the sum of a round.
 _NOT_IN_A_ROUND = (
-  *("methods", "rhos", "clip_norms", "server_rates", "seeds"),
-  *("results", "profile", "mesh", "check", "save_every", "eval_batch_size"),
+  *_NOT_IN_A_RUN,
+  *("profile", "mesh", "check", "save_every", "eval_batch_size"),
 )
 
 
@@ -283,7 +287,7 @@ def fit(config, folder: pathlib.Path) -> Mapping[str, Any]:
   Raises:
     ValueError: the folder has a finished run of another config.
   """
-  found = stages.finished(config, folder, ignored=("results",))
+  found = stages.finished(config, folder, ignored=_NOT_IN_A_RUN)
   if found is not None:
     return found
   return stages.fit_or_diverge(
