@@ -15,7 +15,6 @@ A config names its module in `config.experiment`; that module has
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import pathlib
@@ -29,16 +28,11 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from experiments.common import launch
 from locojax.core import checks
 from locojax.train import distributed, loop, sharding
 
 MODES = ("run", "check", "eval")
-CHECK_SETTINGS = (
-  "topology",
-  "hbm_bytes",
-  "num_devices",
-  "allowed_collectives",
-)
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file, with `:variant` behind it.", lock_config=True
@@ -107,51 +101,6 @@ def parse(args: Sequence[str]) -> list[str]:
   return rest
 
 
-def _module(config: Any) -> Any:
-  """The experiment module that a config names."""
-  if not config.get("experiment"):
-    raise ValueError(
-      "config.experiment is missing: it must name a module that has `build` "
-      "and `run`, such as 'experiments.locoprop.experiment'."
-    )
-  try:
-    module = importlib.import_module(config.experiment)
-  except ModuleNotFoundError as error:
-    if not config.experiment.startswith(str(error.name)):
-      raise
-    raise ValueError(
-      f"config.experiment={config.experiment!r} is not allowed: {error}."
-    ) from error
-  missing = [name for name in ("build", "run") if not hasattr(module, name)]
-  if missing:
-    raise ValueError(
-      f"config.experiment={config.experiment!r} is not allowed: the module "
-      f"has no {' and no '.join(missing)}."
-    )
-  return module
-
-
-def check_report(config: Any) -> Any:
-  """What `--mode=check` finds of a config, a `locojax.train.check.Report`.
-
-  Raises:
-    ValueError: a setting of `config.check` that there is not; and all of
-      `locojax.train.check.run`.
-  """
-  from locojax.train import check  # only this mode compiles for other devices
-
-  module = _module(config)
-  settings = dict(config.get("check", {}))
-  for name in settings:
-    checks.one_of("config.check", name, CHECK_SETTINGS)
-  return check.run(
-    module.build(config),
-    axes=dict(config.mesh),
-    topology=settings.pop("topology", None) or None,
-    **{name: value or None for name, value in settings.items()},
-  )
-
-
 def _evaluate(module: Any, config: Any, workdir: str) -> Mapping[str, Any]:
   if hasattr(module, "evaluate"):
     return module.evaluate(config, workdir)
@@ -169,10 +118,10 @@ def _launch(config: Any, mode: str, workdir: str | None) -> int:
   if mode != "check" and not workdir:
     raise ValueError(f"--workdir is missing: --mode={mode} needs a folder.")
   if mode == "check":
-    print(check_report(config).text)
+    print(launch.check_report(config).text)
     return 0
   distributed.initialise()
-  module = _module(config)
+  module = launch.module_of(config)
   if mode == "run":
     module.run(config, workdir)
   else:

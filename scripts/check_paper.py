@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import run
+from experiments.common import launch
 from locojax.report import results
 from locojax.train import check, collectives
 
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       config, start = load(text), time.perf_counter()
       if not config.check.topology:
         raise ValueError(f"--config={text!r} has no config.check.topology.")
-      report = run.check_report(config)
+      report = launch.check_report(config)
       print(report.text, flush=True)
       rows[text] = row(text, config.check.topology, report)
       rows[text]["check_seconds"] = time.perf_counter() - start

@@ -87,6 +87,14 @@ def _row(config, workdir, point: Point, place, make) -> dict[str, Any]:
   }
 
 
+def _curve(rows, key: str):
+  """Accuracy of a method's rows against a column, over seeds."""
+  rows = sorted(rows, key=lambda r: r[key])
+  x = np.array([r[key] for r in rows])
+  y = np.array([r["accuracy"] for r in rows], float)
+  return curves.average([(x, s) for s in y.T], band="std")
+
+
 def _norms_figure(config, made, path: pathlib.Path) -> pathlib.Path:
   """Accuracy against the (initial) norm; a panel for each rho."""
   data, panels = {}, []
@@ -94,10 +102,7 @@ def _norms_figure(config, made, path: pathlib.Path) -> pathlib.Path:
     for method in config.methods:
       own = [r for r in made if r["method"] == method]
       own = [r for r in own if r["rho"] in (None, rho)]
-      own = sorted(own, key=lambda r: r["clip_norm"])
-      x = np.array([r["clip_norm"] for r in own])
-      y = np.array([r["accuracy"] for r in own], float)
-      data[method, i] = curves.average([(x, s) for s in y.T], band="std")
+      data[method, i] = _curve(own, "clip_norm")
     panels.append(
       curves.Panel(
         key="accuracy",
@@ -116,14 +121,10 @@ def _figure(config, made, path: pathlib.Path) -> pathlib.Path:
   for method in config.methods:
     own = [r for r in made if r["method"] == method]
     if method == "none":
-      ends = sorted(r["eps"] for r in made if r["eps"])
-      x = np.array([ends[0], ends[-1]] if ends else [1.0])
-      y = np.array([own[0]["accuracy"]] * len(x), float)
-    else:
-      own = sorted(own, key=lambda r: r["eps"])
-      x = np.array([r["eps"] for r in own])
-      y = np.array([r["accuracy"] for r in own], float)
-    data[method, 0] = curves.average([(x, s) for s in y.T], band="std")
+      eps = sorted(r["eps"] for r in made if r["eps"])
+      ends = (eps[0], eps[-1]) if eps else (1.0,)
+      own = [{**own[0], "eps": e} for e in ends]
+    data[method, 0] = _curve(own, "eps")
   panels = [
     curves.Panel(
       key="accuracy",

@@ -195,10 +195,7 @@ def rules(net: limoe.OneTower) -> tuple:
   place = functools.partial(
     _place_experts, num_experts=net.experts["num_experts"]
   )
-  scanned = ()
-  if net.scan:
-    scanned = limoe.scanned_layers(net.num_layers, net.moe_layers)
-  out = []
+  scanned, out = _stacked_layers(net), []
   if set(net.moe_layers) & set(scanned):
     stacked = functools.partial(place, axis=1)
     out.append((f"{limoe.STACKED}.*experts/", stacked))
@@ -218,13 +215,16 @@ def _optimizer(config, net: limoe.OneTower) -> optax.GradientTransformation:
   return optimizers.make(
     learning_rate=rate,
     decay_paths="kernel$",
-    stacked_paths=limoe.STACKED if _has_stacked(net) else (),
+    stacked_paths=limoe.STACKED if _stacked_layers(net) else (),
     **config.optimizer.to_dict(),
   )
 
 
-def _has_stacked(net: limoe.OneTower) -> bool:
-  return net.scan and bool(limoe.scanned_layers(net.num_layers, net.moe_layers))
+def _stacked_layers(net: limoe.OneTower) -> tuple[int, ...]:
+  """Numbers of the layers whose parameters are stacked."""
+  if not net.scan:
+    return ()
+  return limoe.scanned_layers(net.num_layers, net.moe_layers)
 
 
 def _shapes(config):
