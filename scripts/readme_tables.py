@@ -34,7 +34,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from locojax.core import checks
+from locojax.core import checks, files
 from locojax.report import results, tables
 
 _BLOCK = re.compile(
@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     stale += 1
     print(f"{path}: {'out of date' if args.check else 'written'}")
     if not args.check:
-      path.write_text(new, encoding="utf-8")
+      files.write_text(path, new)
   if args.check and stale:
     print("Run `python -m scripts.readme_tables`.")
   return int(args.check and stale > 0)

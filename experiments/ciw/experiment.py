@@ -43,6 +43,8 @@ from locojax.train import (
 Experiment = experiment.Experiment
 Cell = noise_report.Cell
 _VARY = ("init", "order", "dropout")
+# What does not change a run: which others there are.
+_NOT_IN_A_RUN = ("methods", "noises", "noise_together", "num_trials")
 
 
 def _network(model: Mapping[str, Any], classes: int):
@@ -403,16 +405,17 @@ def trials(config) -> dict[noise_report.Trial, Any]:
 
 def fit(config, folder: pathlib.Path) -> Mapping[str, Any]:
   """Trains one trial, unless its folder is finished; its result."""
-  if (folder / "result.json").exists():
-    return stages.result(folder)
+  found = stages.finished(config, folder, may_differ=_NOT_IN_A_RUN)
+  if found is not None:
+    return found
   made = build(config)
   return stages.fit_or_diverge(
     made,
     config,
     folder,
     log_every=max(1, made.num_steps // 10),
-    save_every=config.save_every or made.num_steps,
-    keep=1,
+    save_every=config.save_every,
+    may_differ=_NOT_IN_A_RUN,
   )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import shlex
 import sys
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import timing
+from locojax.core import files
 from locojax.report import curves, figures, results, runs, tables
 from locojax.train import distributed
 
@@ -82,11 +82,7 @@ def picture(config, made, dataset):
 
 def keep_frame(folder: pathlib.Path, epoch: int, found: Mapping) -> None:
   """Writes what `picture` gave to `<folder>/<epoch>.npz`, at one stroke."""
-  folder.mkdir(parents=True, exist_ok=True)
-  part = folder / f"{epoch:06d}.npz.part"
-  with part.open("wb") as f:
-    np.savez(f, **found)
-  os.replace(part, folder / f"{epoch:06d}.npz")
+  files.write_arrays(folder / f"{epoch:06d}.npz", **found)
 
 
 def _colours(labels: np.ndarray) -> np.ndarray:
@@ -173,17 +169,17 @@ def animation(
     ) from e
   images = []
   for stem in stems:
-    shown = {n: dict(np.load(f[stem])) for n, f in zip(names, found)}
+    shown = {n: files.read_arrays(f[stem]) for n, f in zip(names, found)}
     figure = panels(shown, title=f"epoch {int(stem)}")
     figure.set_dpi(80)
     figure.canvas.draw()
     images.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())))
   images = [image.convert("RGB").quantize(64) for image in images]
   durations = [200] * (len(images) - 1) + [2000]
-  images[0].save(
-    path, save_all=True, append_images=images[1:], duration=durations, loop=0
+  play = {"append_images": images[1:], "duration": durations, "loop": 0}
+  return files.write(
+    path, lambda f: images[0].save(f, format="GIF", save_all=True, **play)
   )
-  return path
 
 
 def _series(run: runs.Run, name: str, num_replicas: int):

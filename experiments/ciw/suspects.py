@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
+import io
 import pathlib
 import sys
 from typing import Any
@@ -45,7 +45,7 @@ from experiments.ciw import (
   suspects_data,
   suspects_train,
 )
-from locojax.core import checks
+from locojax.core import checks, files
 from locojax.data import sources
 from locojax.methods import ciw
 from locojax.methods.ciw import diagnostics
@@ -227,16 +227,17 @@ def write(
   """Writes the files of the head of this module; the rows of the list."""
   workdir.mkdir(parents=True, exist_ok=True)
   ranked = rank(data, lam)
-  with (workdir / "suspects.csv").open("w", newline="") as f:
-    out = csv.DictWriter(f, COLUMNS)
-    out.writeheader()
-    out.writerows(ranked)
+  text = io.StringIO(newline="")
+  out = csv.DictWriter(text, COLUMNS)
+  out.writeheader()
+  out.writerows(ranked)
+  files.write_text(workdir / "suspects.csv", text.getvalue())
   if data.images is not None:
     contact_sheet(data, ranked[:top], workdir / "suspects.png")
   histograms(data, lam, workdir / "weights.png")
   if data.is_noisy is not None and 0 < data.is_noisy.mean() < 1:
     found = detection(data, lam)
-    (workdir / "detection.json").write_text(json.dumps(found, indent=2) + "\n")
+    files.write_json(workdir / "detection.json", found)
     print(tables.render([found], list(found)))
   return ranked
 

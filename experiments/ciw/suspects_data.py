@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from locojax.core import checks
+from locojax.core import checks, files
 
 # Rows of probabilities may be off by this, as those of half floats are.
 _SLACK = 2e-2
@@ -206,12 +206,9 @@ def load(path: str | pathlib.Path) -> Collected:
 
 def save(data: Collected, path: str | pathlib.Path) -> pathlib.Path:
   """Writes what `load` reads, in single precision; folders are made."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
   known = {name: x for name, x in fields.items() if x is not None}
   for name in ("losses", "probabilities"):
     if name in known:
       known[name] = known[name].astype(np.float32)
-  np.savez(path, **known)
-  return path
+  return files.write_arrays(path, **known)

@@ -14,7 +14,7 @@ import optax
 from experiments.ciw import experiment as noise
 from experiments.ciw import methods, search
 from experiments.common import stages
-from locojax.core import checks
+from locojax.core import checks, files
 from locojax.data import pipeline
 from locojax.nn import mlp, resnet
 from locojax.train import experiment, steps
@@ -61,8 +61,7 @@ def _collector(net: noise.Net, images, folder: pathlib.Path) -> Callable:
       found = probabilities(state.params, state.model_state, batch)
       parts.append(np.asarray(found, np.float32)[batch["mask"] != 0])
     p = np.concatenate(parts)
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / f"{int(state.step):08d}.npy", p)
+    files.write_array(folder / f"{int(state.step):08d}.npy", p)
     return {"confidence": float(p.max(axis=-1).mean())}
 
   return run
@@ -155,5 +154,5 @@ def probabilities(
   made = build(config, images, labels, workdir / "epochs")
   per_epoch = made.num_steps // config.num_epochs
   stages.fit(made, config, workdir, log_every=per_epoch, save_every=per_epoch)
-  files = sorted((workdir / "epochs").glob("*.npy"))[1:]  # without step 0
-  return np.stack([np.load(f) for f in files])
+  found = sorted((workdir / "epochs").glob("*.npy"))[1:]  # without step 0
+  return np.stack([files.read_array(f) for f in found])

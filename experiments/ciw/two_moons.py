@@ -40,6 +40,8 @@ from locojax.train import (
 
 Experiment = experiment.Experiment
 NUM_CLASSES = 2
+# What does not change a run: which others there are.
+_NOT_IN_A_RUN = ("methods", "pictured", "burnin_sweep", "burnin_method")
 METHOD_OPTIONS = ("loss", "loss_options", "instance", "classes")
 
 
@@ -280,9 +282,14 @@ def fit(config, folder: pathlib.Path) -> types.TrainState:
     made = dataclasses.replace(
       made, evals={**made.evals, "frames": _frames(config, folder / "frames")}
     )
-  settings = dict(log_every=max(1, config.num_epochs // 10), keep=1)
-  settings["save_every"] = config.save_every or config.num_epochs
-  return stages.fit(made, config, folder, **settings)
+  return stages.fit(
+    made,
+    config,
+    folder,
+    log_every=max(1, config.num_epochs // 10),
+    save_every=config.save_every,
+    may_differ=_NOT_IN_A_RUN,
+  )
 
 
 def plan(config) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from locojax.core import checks
+from locojax.core import checks, files
 from locojax.data import sources, tfds_dirs
 
 Split = dict[str, np.ndarray]
@@ -180,11 +180,4 @@ def _read_cache(path: pathlib.Path, names: Sequence[str]) -> Split | None:
 
 
 def _write_cache(path: pathlib.Path, arrays: Split) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-  try:
-    with open(partial, "wb") as f:
-      np.savez(f, **arrays)
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
+  files.write_arrays(path, **arrays)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from locojax.core import types
+from locojax.core import files, types
 from locojax.train import (
   distributed,
   experiment,
@@ -18,6 +17,8 @@ from locojax.train import (
   sharding,
 )
 from locojax.train import folder as run_folder
+
+DIVERGED = "diverged.json"
 
 
 def changed(config: Any, **changes) -> Any:
@@ -45,7 +46,8 @@ def fit(
     config: with `seed`, `mesh` and, if steps are to be profiled, `profile`
       (`start`, `num_steps`); it becomes the folder's `config.json`.
     folder: of the run.
-    **settings: of `loop.fit` (`log_every`, `save_every`, `keep`, ...).
+    **settings: of `loop.fit` (`log_every`, `keep`, ...). `save_every` 0 or
+      none saves twice, so that there is something to fall back to.
 
   Returns:
     The final state; `result` has the rest.
@@ -53,6 +55,8 @@ def fit(
   Raises:
     What `loop.fit` raises.
   """
+  half = max(1, -(-made.num_steps // 2))
+  settings["save_every"] = settings.get("save_every") or half
   return loop.fit(
     made,
     folder,
@@ -65,43 +69,30 @@ def fit(
 
 
 def result(folder: pathlib.Path) -> dict[str, Any]:
-  """`result.json` of a finished run."""
-  return json.loads((folder / "result.json").read_text())
-
-
-def check_config(
-  config: Any, folder: pathlib.Path, *, ignored: Sequence[str] = ()
-) -> None:
-  """Refuses a folder whose run had another config.
-
-  Args:
-    config: what is wanted.
-    folder: of a run, with `config.json`.
-    ignored: keys that may differ.
-
-  Raises:
-    ValueError: it differs; names the keys.
-  """
-  found = run_folder.changed_keys(folder, config.to_dict())
-  keys = [k for k in found if k not in ignored]
-  if keys:
-    raise ValueError(
-      f"{folder} has a finished run of another config: {', '.join(keys)} "
-      "differ. Take another --workdir, or remove that folder."
-    )
+  """`result.json` of a finished run, or why it diverged."""
+  failed = folder / DIVERGED
+  return files.read_json(
+    failed if failed.exists() else folder / run_folder.RESULT
+  )
 
 
 def finished(
-  config: Any, folder: pathlib.Path, *, ignored: Sequence[str] = ()
+  config: Any, folder: pathlib.Path, *, may_differ: Sequence[str] = ()
 ) -> dict[str, Any] | None:
   """The result of a finished run of this config; None if it is not finished.
+
+  Args:
+    config: what is wanted.
+    folder: of the run.
+    may_differ: keys that do not count, besides `folder.MAY_DIFFER`.
 
   Raises:
     ValueError: the folder has a finished run of another config.
   """
-  if not (folder / "result.json").exists():
+  names = (run_folder.RESULT, DIVERGED)
+  if not any((folder / name).exists() for name in names):
     return None
-  check_config(config, folder, ignored=ignored)
+  run_folder.check_config(folder, config.to_dict(), may_differ)
   return result(folder)
 
 
@@ -113,15 +104,14 @@ def fit_or_diverge(
   Returns:
     `result.json`, or `{"diverged": reason}`, which stays in `diverged.json`.
   """
-  failed = folder / "diverged.json"
-  if failed.exists():
-    return json.loads(failed.read_text())
+  if (folder / DIVERGED).exists():
+    may_differ = settings.get("may_differ", ())
+    run_folder.check_config(folder, config.to_dict(), may_differ)
+    return result(folder)
   try:
     fit(made, config, folder, **settings)
   except loop.NonFinite as error:
-    out = {"diverged": str(error)}
     if distributed.is_main():
-      failed.write_text(json.dumps(out))
+      files.write_json(folder / DIVERGED, {"diverged": str(error)})
     distributed.sync("diverged.json")
-    return out
   return result(folder)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.common import stages
+from experiments.common import stages, study
 from experiments.dp_ftrl import mechanisms, record, report, tasks
 from locojax.core import checks
 from locojax.data import cohorts, pipeline
@@ -32,9 +32,8 @@ _NOISE, _COUNT_NOISE = 0xD9, 0xD90C
 LEDGER = "ledger.jsonl"
 SAMPLERS = ("epochs", "min_sep")
 # What does not change a run: which others there are.
-_NOT_IN_A_RUN = (
-  *("methods", "rhos", "clip_norms", "server_rates", "seeds", "results"),
-)
+_LISTS = ("methods", "rhos", "clip_norms", "seeds")
+_NOT_IN_A_RUN = (*_LISTS, "server_rates")
 # What does not change the sum of a round.
 _NOT_IN_A_ROUND = (
   *_NOT_IN_A_RUN,
@@ -201,7 +200,7 @@ def build(config, folder: pathlib.Path | None = None) -> Experiment:
     rules=tuple((r, jax.P(*spec)) for r, spec in config.rules),
     evals=_evals(config, task),
     examples_per_step=math.prod(lead),
-    before_step=_recorder(config, task, mechanism, clip, folder),
+    journal=_recorder(config, task, mechanism, clip, folder),
   )
 
 
@@ -287,7 +286,7 @@ def fit(config, folder: pathlib.Path) -> Mapping[str, Any]:
   Raises:
     ValueError: the folder has a finished run of another config.
   """
-  found = stages.finished(config, folder, ignored=_NOT_IN_A_RUN)
+  found = stages.finished(config, folder, may_differ=_NOT_IN_A_RUN)
   if found is not None:
     return found
   return stages.fit_or_diverge(
@@ -295,8 +294,8 @@ def fit(config, folder: pathlib.Path) -> Mapping[str, Any]:
     config,
     folder,
     log_every=max(1, config.num_rounds // 5),
-    save_every=config.save_every or config.num_rounds,
-    keep=1,
+    save_every=config.save_every,
+    may_differ=_NOT_IN_A_RUN,
   )
 
 
@@ -305,19 +304,24 @@ def _score(result: Mapping[str, Any]) -> float:
   return result.get("values", {}).get("test/loss", math.inf)
 
 
-def _point(config, point: report.Point, workdir: pathlib.Path):
+def _point(made: study.Study, point: report.Point) -> None:
   """Server rate of a method at a rho and a norm, and the runs of all seeds."""
-  folder = report.folder(workdir, config, point)
-  config = stages.changed(config, **point._asdict())
+  folder = report.folder(made.workdir, made.config, point)
+  config = stages.changed(made.config, **point._asdict())
+  name = f"{point.method}, rho {point.rho:g}, norm {point.clip_norm:g}"
   scores = {}
   for rate in config.server_rates:
     one = stages.changed(config, server_rate=rate, seed=TUNING_SEED)
-    scores[rate] = _score(fit(one, folder / "tuning" / f"{rate:g}"))
+    where = folder / "tuning" / f"{rate:g}"
+    tuning = f"{name}: tuning, server rate {rate:g}"
+    found = made.cell(tuning, where, functools.partial(fit, one, where))
+    scores[rate] = _score(found)
   best = min(scores, key=scores.get)
-  stages.say(f"{point}: server rate {best:g} of {scores}")
+  stages.say(f"{name}: server rate {best:g} of {scores}")
   for seed in config.seeds:
     one = stages.changed(config, server_rate=best, seed=seed)
-    fit(one, folder / f"seed_{seed}")
+    where = folder / f"seed_{seed}"
+    made.cell(f"{name}, seed {seed}", where, functools.partial(fit, one, where))
 
 
 def points(config) -> list[report.Point]:
@@ -343,12 +347,13 @@ def run(config, workdir: str) -> dict[str, Any]:
   Returns:
     The rows of the table and the paths of what was written.
   """
-  workdir = pathlib.Path(workdir).absolute()
   checks.positive_int("cohort_size", config.cohort_size)
-  for point in points(config):
-    _point(config, point, workdir)
-  place = setting(config, _num_clients(config, tasks.make(config)))
-  out = report.write(config, workdir, points(config), place, _mechanism)
-  stages.say(f"\n{out['markdown']}\n\ntable:  {out['table']}")
-  stages.say(f"figure: {out['figure']}")
-  return out
+  several = points(config)
+  cells = len(several) * (len(config.server_rates) + len(config.seeds))
+  with study.opened(
+    config, workdir, num_cells=cells, may_differ=_LISTS
+  ) as made:
+    for point in several:
+      _point(made, point)
+    place = setting(config, _num_clients(config, tasks.make(config)))
+    return report.write(made, several, place, _mechanism)

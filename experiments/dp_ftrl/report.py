@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import pathlib
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common import timing
+from experiments.common import study
 from locojax.methods import dp_ftrl
-from locojax.report import curves, results, runs, tables
-from locojax.train import distributed
+from locojax.report import curves, runs
 
 COLUMNS = {
   "method": "method",
@@ -154,36 +151,28 @@ def _clipping(config, place) -> str:
   return out
 
 
+def _notes(config, place) -> str:
+  return (
+    f"{place.num_rounds} rounds of {config.cohort_size} clients, each in "
+    f"at most {place.max_participations} rounds, at least {place.min_sep} "
+    f"apart; {_clipping(config, place)}. Server rates of "
+    f"{tuple(config.server_rates)} by test loss of another seed, which "
+    "no privacy is charged for."
+    + (_AMPLIFIED if "amplified" in config.methods else "")
+  )
+
+
 def write(
-  config, workdir: pathlib.Path, points, place, make: Callable
+  made: study.Study, points: Sequence[Point], place, make: Callable
 ) -> dict[str, Any]:
-  """Writes `table.md`, `figure.png`, and the result file that config names."""
-  made = [_row(config, workdir, point, place, make) for point in points]
-  markdown = tables.render(made, COLUMNS)
-  out = {"rows": made, "markdown": markdown}
-  out["table"] = str(workdir / "table.md")
-  out["figure"] = str(workdir / "figure.png")
-  if not distributed.is_main():
-    return out
-  (workdir / "table.md").write_text(markdown + "\n")
+  """Writes table, figure, and the result file that the config names."""
+  config = made.config
+  rows = [_row(config, made.workdir, point, place, make) for point in points]
   draw = _norms_figure if config.clip_norms else _figure
-  draw(config, made, workdir / "figure.png")
-  if config.results:
-    found = runs.load_all(workdir)
-    results.save(
-      config.results,
-      command="python -m experiments.run " + shlex.join(sys.argv[1:]),
-      seeds=config.seeds,
-      rows=made,
-      time_seconds=sum((r.result or {}).get("seconds", 0.0) for r in found),
-      device=timing.device_name(),
-      notes=(
-        f"{place.num_rounds} rounds of {config.cohort_size} clients, each in "
-        f"at most {place.max_participations} rounds, at least {place.min_sep} "
-        f"apart; {_clipping(config, place)}. Server rates of "
-        f"{tuple(config.server_rates)} by test loss of another seed, which "
-        "no privacy is charged for."
-        + (_AMPLIFIED if "amplified" in config.methods else "")
-      ),
-    )
-  return out
+  return made.write(
+    rows,
+    COLUMNS,
+    draw=lambda path: draw(config, rows, path),
+    seeds=config.seeds,
+    notes=_notes(config, place),
+  )

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common import stages
+from experiments.common import stages, study
 from experiments.limoe import pairs, questions, report
 from locojax.core import checks, types
 from locojax.data import image, pipeline
@@ -27,6 +27,8 @@ from locojax.train import experiment, optimizers, steps
 
 Experiment = experiment.Experiment
 LOSSES = ("softmax", "sigmoid")
+# What does not change a run: which others there are.
+_NOT_IN_A_RUN = ("conditions", "seeds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,7 +325,7 @@ def fit(config, folder: pathlib.Path) -> Mapping[str, Any]:
   Raises:
     ValueError: the folder has a finished run of another config.
   """
-  found = stages.finished(config, folder, ignored=("results", "conditions"))
+  found = stages.finished(config, folder, may_differ=_NOT_IN_A_RUN)
   if found is not None:
     return found
   return stages.fit_or_diverge(
@@ -331,15 +333,41 @@ def fit(config, folder: pathlib.Path) -> Mapping[str, Any]:
     config,
     folder,
     log_every=config.log_every,
-    save_every=config.save_every or config.num_steps,
-    keep=1,
+    save_every=config.save_every,
+    may_differ=_NOT_IN_A_RUN,
   )
 
 
 def final(config, folder: pathlib.Path):
   """Model and final state of a finished run."""
   made = build(config)
-  return model(config), stages.fit(made, config, folder)
+  return model(config), stages.fit(
+    made, config, folder, may_differ=_NOT_IN_A_RUN
+  )
+
+
+def _cell(made: study.Study, name: str, seed: int):
+  """Trains a condition with a seed; its probes, None if it diverged."""
+  one = stages.changed(made.config, condition=name, seed=seed)
+  where = report.folder(made.workdir, name, seed)
+  found = made.cell(
+    f"{name}, seed {seed}", where, functools.partial(fit, one, where)
+  )
+  if "diverged" in found:
+    return None
+  return questions.probe_of(one, *final(one, where))
+
+
+def _look(made: study.Study) -> questions.Looked | None:
+  """Who goes where in the first seed of `limoe`, if there is one."""
+  one = stages.changed(
+    made.config, condition="limoe", seed=made.config.seeds[0]
+  )
+  where = report.folder(made.workdir, "limoe", one.seed)
+  trained = (where / "result.json").exists()
+  if "limoe" not in made.config.conditions or not trained:
+    return None
+  return questions.look(one, *final(one, where))
 
 
 def run(config, workdir: str) -> dict[str, Any]:
@@ -348,29 +376,14 @@ def run(config, workdir: str) -> dict[str, Any]:
   Returns:
     The rows of the table and the paths of what was written.
   """
-  workdir = pathlib.Path(workdir).absolute()
   for name in config.conditions:
     checks.lookup("conditions", name, CONDITIONS)
-  probes: dict[str, list] = {}
-  for name in config.conditions:
-    for seed in config.seeds:
-      one = stages.changed(config, condition=name, seed=seed)
-      where = report.folder(workdir, name, seed)
-      found = fit(one, where)
-      stages.say(f"{name}, seed {seed}: {found.get('diverged') or 'done'}")
-      value = None
-      if "diverged" not in found:
-        value = questions.probe_of(one, *final(one, where))
-      probes.setdefault(name, []).append(value)
-  looked = None
-  if "limoe" in config.conditions:
-    one = stages.changed(config, condition="limoe", seed=config.seeds[0])
-    where = report.folder(workdir, "limoe", config.seeds[0])
-    if (where / "result.json").exists():
-      looked = questions.look(one, *final(one, where))
-  out = report.write(config, workdir, probes, looked)
-  stages.say(f"\n{out['markdown']}\n\ntable:  {out['table']}")
-  stages.say(
-    f"figures: {out['figure']}" + (f", {out['experts']}" if looked else "")
-  )
-  return out
+  cells = len(config.conditions) * len(config.seeds)
+  with study.opened(
+    config, workdir, num_cells=cells, may_differ=_NOT_IN_A_RUN
+  ) as made:
+    probes = {
+      name: [_cell(made, name, seed) for seed in config.seeds]
+      for name in config.conditions
+    }
+    return report.write(made, probes, _look(made))

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import pathlib
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.common import timing
+from experiments.common import study
 from experiments.limoe import questions
 from locojax.methods import limoe
-from locojax.report import curves, figures, results, runs, tables
+from locojax.report import curves, figures, runs
 from locojax.train import distributed
 
+EXPERTS = "experts.png"
 COLOURS = {"image": "#4878cf", "text": "#d65f5f"}
 # Steps at the end over which the success rates are averaged.
 LAST = 50
@@ -180,19 +179,6 @@ def experts_figure(looked: questions.Looked, path) -> pathlib.Path:
   return figures.save(figure, path, dpi=170)
 
 
-def _save(config, path, rows, workdir, notes) -> None:
-  found = runs.load_all(workdir)
-  results.save(
-    path,
-    command="python -m experiments.run " + shlex.join(sys.argv[1:]),
-    seeds=config.seeds,
-    rows=rows,
-    time_seconds=sum((r.result or {}).get("seconds", 0.0) for r in found),
-    device=timing.device_name(),
-    notes=notes,
-  )
-
-
 def _notes(config) -> str:
   return (
     f"{config.num_steps} steps of {config.batch_size} pairs, "
@@ -206,37 +192,39 @@ def _notes(config) -> str:
 
 
 def write(
-  config,
-  workdir: pathlib.Path,
+  made: study.Study,
   probes: Mapping[str, Sequence[Mapping[str, float] | None]],
   looked: questions.Looked | None,
 ) -> dict[str, Any]:
-  """`table.md`, `figure.png`, `experts.png`, and what config.results names."""
-  made = [_row(config, workdir, c, probes[c]) for c in config.conditions]
-  columns = {k: k.replace("_", " ") for row in made for k in row}
-  full = [{k: row.get(k) for k in columns} for row in made]
-  markdown = tables.render(full, columns, digits=3)
-  out = {"rows": full, "markdown": markdown}
-  out["table"] = str(workdir / "table.md")
-  out["figure"] = str(workdir / "figure.png")
-  out["experts"] = str(workdir / "experts.png")
-  if not distributed.is_main():
-    return out
-  (workdir / "table.md").write_text(markdown + "\n")
-  _figure(config, workdir, workdir / "figure.png")
-  if looked is not None:
-    experts_figure(looked, workdir / "experts.png")
-  if config.results:
-    path = pathlib.Path(config.results)
-    _save(config, path, full, workdir, _notes(config))
-    if looked is not None:
-      seed = config.seeds[0]
-      _save(
-        config,
-        path.with_name(f"{path.stem}_experts.json"),
-        questions.as_rows(looked),
-        workdir,
-        f"256 pairs of the first test, routed without capacity; seed {seed} of "
-        "the condition limoe. Pieces: the most frequent, with counts.",
-      )
-  return out
+  """Table, figure, `experts.png`, and what config.results names."""
+  config = made.config
+  found = [_row(config, made.workdir, c, probes[c]) for c in config.conditions]
+  columns = {k: k.replace("_", " ") for row in found for k in row}
+  if looked is not None and distributed.is_main():
+    _write_experts(made, looked)
+  out = made.write(
+    [{k: row.get(k) for k in columns} for row in found],
+    columns,
+    draw=lambda path: _figure(config, made.workdir, path),
+    seeds=config.seeds,
+    notes=_notes(config),
+    digits=3,
+  )
+  return {**out, "experts": str(made.workdir / EXPERTS)}
+
+
+def _write_experts(made: study.Study, looked: questions.Looked) -> None:
+  """`experts.png`, and what it shows beside the result file."""
+  experts_figure(looked, made.workdir / EXPERTS)
+  if not made.config.results:
+    return
+  path = pathlib.Path(made.config.results)
+  seed = made.config.seeds[0]
+  made.save(
+    path.with_name(f"{path.stem}_experts.json"),
+    questions.as_rows(looked),
+    seeds=made.config.seeds,
+    notes=f"256 pairs of the first test, routed without capacity; seed {seed} "
+    "of the condition limoe. Pieces: the most frequent, with counts.",
+  )
+  experts_figure(looked, path.with_name(f"{path.stem}_experts.png"))

@@ -8,7 +8,6 @@ that the reference method took, then a table and a figure.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import pathlib
 from collections.abc import Mapping
@@ -18,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import stages
+from experiments.common import stages, study
 from experiments.locoprop import autoencoder, optimizers, summary
-from locojax.core import checks
+from locojax.core import checks, files
 from locojax.data import pipeline
 from locojax.methods import locoprop
 from locojax.train import (
@@ -34,6 +33,9 @@ from locojax.train import (
 )
 
 Experiment = experiment.Experiment
+# What a benchmark may be taken up with otherwise, and what is not of a run.
+_LISTS = ("methods", "seeds", "rate_factors", "equal_seconds")
+_NOT_IN_A_RUN = (*_LISTS, "reference")
 
 
 @functools.lru_cache(maxsize=2)
@@ -157,13 +159,15 @@ def fit(config, workdir: pathlib.Path) -> Mapping[str, Any]:
     config,
     workdir,
     log_every=max(1, made.num_steps // 20),
-    save_every=config.save_every or made.num_steps,
+    save_every=config.save_every,
     keep=config.keep,
+    may_differ=_NOT_IN_A_RUN,
   )
 
 
-def _rate_factors(config, workdir: pathlib.Path) -> dict[str, float]:
+def _rate_factors(made: study.Study) -> dict[str, float]:
   """By method: of `config.rate_factors`, the one with the least train loss."""
+  config = made.config
   chosen = dict.fromkeys(config.methods, config.rate_factor)
   for method in config.methods if config.rate_factors else ():
     losses = {}
@@ -171,7 +175,9 @@ def _rate_factors(config, workdir: pathlib.Path) -> dict[str, float]:
       one = stages.changed(
         config, method=method, rate_factor=factor, num_evals=1
       )
-      result = fit(one, workdir / "factors" / method / f"{factor:g}")
+      where = made.workdir / "factors" / method / f"{factor:g}"
+      name = f"tuning {method}, learning rate x {factor:g}"
+      result = made.cell(name, where, functools.partial(fit, one, where))
       values = result.get("values", {summary.LOSS: math.inf})
       losses[factor] = values[summary.LOSS]
     chosen[method] = min(losses, key=losses.get)
@@ -179,30 +185,24 @@ def _rate_factors(config, workdir: pathlib.Path) -> dict[str, float]:
   return chosen
 
 
-def _fit_all(config, workdir, axis: str, epochs: Mapping[str, int], factors):
+def _fit_all(made: study.Study, axis: str, epochs: Mapping[str, int], factors):
   """One run for each method and seed; seconds per epoch by method."""
   cost: dict[str, list[float]] = {}
-  total = len(epochs) * len(config.seeds)
-  for i, (method, num_epochs) in enumerate(epochs.items()):
-    for j, seed in enumerate(config.seeds):
-      number = i * len(config.seeds) + j + 1
-      stages.say(
-        f"[equal {axis} {number}/{total}] {method}, seed {seed}, "
-        f"{num_epochs} epochs"
-      )
+  for method, num_epochs in epochs.items():
+    for seed in made.config.seeds:
       one = stages.changed(
-        config,
+        made.config,
         method=method,
         seed=seed,
         num_epochs=num_epochs,
         axis=axis,
         rate_factor=factors[method],
       )
-      result = fit(one, workdir / axis / method / f"seed_{seed}")
-      if "diverged" in result:
-        stages.say(f"  diverged: {result['diverged']}")
-        continue
-      cost.setdefault(method, []).append(result["seconds"] / num_epochs)
+      where = made.workdir / axis / method / f"seed_{seed}"
+      name = f"equal {axis}: {method}, seed {seed}, {num_epochs} epochs"
+      result = made.cell(name, where, functools.partial(fit, one, where))
+      if "diverged" not in result:
+        cost.setdefault(method, []).append(result["seconds"] / num_epochs)
   return {m: float(np.median(v)) for m, v in cost.items()}
 
 
@@ -218,6 +218,12 @@ def _equal_seconds(config, cost: Mapping[str, float]) -> dict[str, int]:
   return {m: max(1, round(budget / c)) for m, c in cost.items()}
 
 
+def _num_cells(config) -> int:
+  """Runs of the benchmark: tuning, equal epochs, equal seconds."""
+  rounds = len(config.seeds) * (2 if config.equal_seconds else 1)
+  return len(config.methods) * (len(config.rate_factors) + rounds)
+
+
 def run(config, workdir: str) -> dict[str, Any]:
   """The benchmark, or one run if `config.methods` is empty.
 
@@ -226,38 +232,34 @@ def run(config, workdir: str) -> dict[str, Any]:
   Returns:
     The rows of the table and the paths of what was written.
   """
-  workdir = pathlib.Path(workdir).absolute()
   if not config.methods:
-    return dict(fit(config, workdir))
+    return dict(fit(config, pathlib.Path(workdir).absolute()))
   for method in config.methods:
     checks.one_of("methods", method, config.optimizers.to_dict())
-  done = summary.finished(workdir)
-  epochs = dict.fromkeys(config.methods, config.num_epochs)
-  factors = _rate_factors(config, workdir)
-  cost = _fit_all(config, workdir, "epochs", epochs, factors)
-  if config.equal_seconds:
-    plan = _plan(workdir, _equal_seconds(config, cost))
-    _fit_all(config, workdir, "seconds", plan, factors)
-  out = summary.write(config, workdir)
-  if done:
-    stages.say(
-      "Everything was done already; the table and figure are as before."
-    )
-  stages.say(
-    f"\n{out['markdown']}\n\ntable:  {out['table']}\nfigure: {out['figure']}"
-  )
-  return out
+  cells = _num_cells(config)
+  with study.opened(
+    config, workdir, num_cells=cells, may_differ=_LISTS
+  ) as made:
+    epochs = dict.fromkeys(config.methods, config.num_epochs)
+    factors = _rate_factors(made)
+    cost = _fit_all(made, "epochs", epochs, factors)
+    if config.equal_seconds:
+      plan = _plan(made.workdir, _equal_seconds(config, cost))
+      made.skip((len(config.methods) - len(plan)) * len(config.seeds))
+      _fit_all(made, "seconds", plan, factors)
+    return summary.write(made)
 
 
 def _plan(workdir: pathlib.Path, plan: dict[str, int]) -> dict[str, int]:
   """The plan as first made, so that a resumed benchmark keeps to it."""
   path = workdir / "equal_seconds.json"
-  if path.exists():
-    plan = {**plan, **json.loads(path.read_text())}
+  known = files.read_json(path) if path.exists() else {}
+  plan = {m: known.get(m, n) for m, n in plan.items()}
   if distributed.is_main():
-    path.write_text(json.dumps(plan, indent=2) + "\n")
+    files.write_json(path, {**known, **plan})
   distributed.sync("equal seconds")
-  return json.loads(path.read_text())
+  known = files.read_json(path)
+  return {m: known[m] for m in plan}
 
 
 def evaluate(config, workdir: str) -> dict[str, float]:

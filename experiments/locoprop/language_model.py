@@ -26,6 +26,8 @@ from locojax.nn import lm
 from locojax.train import experiment, loop, optimizers, sharding, steps
 
 METHODS = ("adamw", "locoprop")
+# What does not change a run: which others there are.
+_NOT_IN_A_RUN = ("methods",)
 ACTIVATIONS = ("relu", "squared_relu", "leaky_relu", "elu", "smelu")
 OUTPUTS = ("softmax", "linear")
 
@@ -254,7 +256,7 @@ def run(config, workdir: str) -> dict[str, Any]:
       folder,
       log_every=one.log_every,
       save_every=one.save_every,
-      keep=1,
+      may_differ=_NOT_IN_A_RUN,
     )
     out[method] = stages.result(folder)
   return out

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 import pathlib
-import shlex
-import sys
 from typing import Any
 
-from experiments.common import timing
+from experiments.common import study
 from experiments.locoprop import optimizers
-from locojax.report import curves, results, runs, tables
-from locojax.train import distributed
+from locojax.report import curves, runs
 
 LOSS = "eval/train_loss"
 _COLUMNS = (
@@ -27,11 +24,6 @@ _COLUMNS = (
   "ratio_equal_seconds",
   "memory_mib",
 )
-
-
-def finished(workdir: pathlib.Path) -> bool:
-  """Whether the folder holds the table of a finished benchmark."""
-  return (workdir / "table.md").exists()
 
 
 def _runs(workdir, axis: str, method: str, seeds) -> list[runs.Run | None]:
@@ -106,7 +98,7 @@ def rows(config, workdir: pathlib.Path) -> list[dict[str, Any]]:
   return out
 
 
-def _figure(config, workdir: pathlib.Path) -> pathlib.Path:
+def _figure(config, workdir: pathlib.Path, path) -> pathlib.Path:
   panels = [
     curves.Panel(
       LOSS, x="epoch", title="equal epochs", y_label="train loss", y_log=True
@@ -132,7 +124,6 @@ def _figure(config, workdir: pathlib.Path) -> pathlib.Path:
       if pairs:
         data[method, i] = curves.average(pairs)
   title = f"Deep autoencoder, {config.data.name}"
-  path = workdir / "figure.png"
   return curves.draw(data, list(config.methods), panels, path, title=title)
 
 
@@ -141,31 +132,13 @@ def _series(run: runs.Run, x: str):
   return runs.series(run, LOSS, x=x, steps_per_epoch=per_epoch)
 
 
-def write(config, workdir: pathlib.Path) -> dict[str, Any]:
-  """Writes `table.md` and `figure.png`; a result file if config names one."""
-  made = rows(config, workdir)
-  columns = [c for c in _COLUMNS if any(r.get(c) is not None for r in made)]
-  markdown = tables.render(made, columns)
-  out = {
-    "rows": made,
-    "markdown": markdown,
-    "table": str(workdir / "table.md"),
-    "figure": str(workdir / "figure.png"),
-  }
-  if not distributed.is_main():
-    return out
-  _figure(config, workdir)
-  (workdir / "table.md").write_text(markdown + "\n")
-  if config.results:
-    seconds = sum(
-      (r.result or {}).get("seconds", 0.0) for r in runs.load_all(workdir)
-    )
-    results.save(
-      config.results,
-      command="python -m experiments.run " + shlex.join(sys.argv[1:]),
-      seeds=config.seeds,
-      rows=made,
-      time_seconds=seconds,
-      device=timing.device_name(),
-    )
-  return out
+def write(made: study.Study) -> dict[str, Any]:
+  """Writes table, figure, and the result file that the config names."""
+  found = rows(made.config, made.workdir)
+  columns = [c for c in _COLUMNS if any(r.get(c) is not None for r in found)]
+  return made.write(
+    found,
+    columns,
+    draw=lambda path: _figure(made.config, made.workdir, path),
+    seeds=made.config.seeds,
+  )

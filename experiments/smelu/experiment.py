@@ -31,6 +31,8 @@ from locojax.train import (
 
 Experiment = experiment.Experiment
 PREDICTIONS = "predictions.npz"
+# What does not change a run: which others there are.
+_LISTS = ("grid",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,8 +171,7 @@ def _fit(config, folder: pathlib.Path, warm=None) -> types.TrainState:
     config,
     folder,
     log_every=max(1, made.num_steps // 4),
-    save_every=made.num_steps,
-    keep=1,
+    may_differ=_LISTS,
   )
 
 

@@ -37,7 +37,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from locojax.core import checks
+from locojax.core import checks, files
 from locojax.methods.smelu import accumulator, intervals
 from locojax.methods.smelu import reproducibility as pd
 from locojax.report import tables
@@ -397,7 +397,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   print(render(found))
   if args.json:
     text = json.dumps(_jsonable(found), indent=2, allow_nan=False)
-    pathlib.Path(args.json).write_text(text + "\n")
+    files.write_text(args.json, text + "\n")
   return 0
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from locojax.core import checks
+from locojax.core import checks, files
 
 PAD, OOV, BOS, EOS = range(4)
 SPECIAL = ("<pad>", "<oov>", "<bos>", "<eos>")
@@ -99,7 +99,7 @@ class Vocabulary:
   def save(self, path: str | os.PathLike) -> None:
     """Writes the words but the special tokens, one a line."""
     lines = "\n".join(self.words[len(SPECIAL) :]) + "\n"
-    pathlib.Path(path).write_text(lines, encoding="utf-8")
+    files.write_text(path, lines)
 
 
 def load_vocabulary(path: str | os.PathLike) -> Vocabulary:

@@ -6,6 +6,8 @@ import os
 import pathlib
 from typing import Any
 
+from locojax.core import files
+
 PLOT_HELP = "figures need matplotlib: pip install 'locojax[plots]'"
 
 
@@ -53,7 +55,6 @@ def plain(ax) -> None:
 
 def save(figure, path: str | os.PathLike, *, dpi: int = 150) -> pathlib.Path:
   """Writes a PNG; folders are made. Returns the path."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, format="png", dpi=dpi)
-  return path
+  return files.write(
+    path, lambda file: figure.savefig(file, format="png", dpi=dpi)
+  )

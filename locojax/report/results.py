@@ -27,6 +27,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from locojax.core import files
 from locojax.report import names
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -130,11 +131,7 @@ def save(
     "notes": notes,
   }
   validate(result)
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-  partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-  os.replace(partial, path)
+  files.write_json(path, result)
   return result
 
 

@@ -1,4 +1,4 @@
-"""Processes: start-up, barriers, agreement, and the SIGTERM flag.
+"""Processes: start-up, barriers and agreement.
 
 A run of many processes is the same program started once on each host, with
 JAX's own multi-controller runtime below it.
@@ -6,12 +6,9 @@ JAX's own multi-controller runtime below it.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -133,48 +130,3 @@ def all_true(value: bool) -> bool:
   if jax.process_count() == 1:
     return value
   return bool(np.all(multihost_utils.process_allgather(np.bool_(value))))
-
-
-class StopFlag:
-  """Raised by SIGTERM; read once a step.
-
-  In a run of many processes JAX's coordination service hears the signal on any
-  of them, and all agree on the step to stop at; in a run of one process our own
-  handler hears it.
-  """
-
-  def __init__(self):
-    self._set = False
-    self._many = jax.process_count() > 1
-
-  def set(self, *_) -> None:
-    """Asks for a stop after the present step."""
-    self._set = True
-
-  def due(self, step: int) -> bool:
-    """Whether to save and stop after `step` updates; the same everywhere.
-
-    To be called once for each step, by all processes.
-    """
-    if self._many and not self._set:
-      self._set = multihost_utils.reached_preemption_sync_point(step)
-    return self._set
-
-
-@contextlib.contextmanager
-def stop_on_sigterm() -> Iterator[StopFlag]:
-  """Turns SIGTERM into a flag while the context lasts.
-
-  Outside the main thread, and with many processes, no handler is installed:
-  the flag then follows JAX's coordination service alone.
-  """
-  flag = StopFlag()
-  main_thread = threading.current_thread() is threading.main_thread()
-  if jax.process_count() > 1 or not main_thread:
-    yield flag
-    return
-  before = signal.signal(signal.SIGTERM, flag.set)
-  try:
-    yield flag
-  finally:
-    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

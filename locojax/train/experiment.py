@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
@@ -22,6 +22,39 @@ class Eval:
 
   every: int
   run: Callable[[types.TrainState], Mapping[str, float]]
+
+
+class Journal(Protocol):
+  """What a run writes down beside its checkpoints, such as a privacy ledger.
+
+  Every checkpoint and `result.json` hold the journal's head, so that a journal
+  that was changed, shortened or exchanged is found when the folder is next
+  opened. All methods are called on every process that has a journal.
+  """
+
+  def before_step(self, step: int, state: types.TrainState) -> None:
+    """Writes what must be on the disk before step `step` is made.
+
+    `step` is the number of updates done, of a resumed run too. It may read the
+    state, which waits for the step before, and must neither change nor keep it;
+    its time counts as the step's.
+    """
+
+  def head(self) -> Any:
+    """Names all that is written down so far; anything that JSON can hold."""
+
+  def check(self, step: int, head: Any) -> None:
+    """Refuses a folder whose journal does not agree with its checkpoint.
+
+    Args:
+      step: of the checkpoint that the run goes on from, or is finished with;
+        0 for a fresh run.
+      head: what `head` said when that checkpoint was made; None for a fresh
+        run, and for a checkpoint that has none.
+
+    Raises:
+      ValueError: it does not agree; says how and what to do.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +77,7 @@ class Experiment:
     examples_per_step: what `examples/s` counts.
     flops_per_step: analytic number of floating-point operations of a step, for
       MFU; None leaves MFU out.
-    before_step: `(k, state)`, called on every process right before step k, for
-      what must be on the disk before the step is made (a privacy ledger). k is
-      the number of updates done, of a resumed run too. It may read the state,
-      which waits for the step before, and must neither change nor keep it; its
-      time counts as the step's. None: nothing is called.
+    journal: what the run writes down beside its checkpoints; None for nothing.
   """
 
   init: Callable[[jax.Array], types.TrainState]
@@ -63,4 +92,4 @@ class Experiment:
   evals: Mapping[str, Eval] = dataclasses.field(default_factory=dict)
   examples_per_step: int = 1
   flops_per_step: float | None = None
-  before_step: Callable[[int, types.TrainState], None] | None = None
+  journal: Journal | None = None

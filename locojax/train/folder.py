@@ -7,30 +7,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from locojax.core import trees, types
+from locojax.core import files, trees, types
 from locojax.train import distributed, profiling, writers
 from locojax.train import experiment as experiment_lib
 
-_log = logging.getLogger(__name__)
+CONFIG, RESULT = "config.json", "result.json"
+ABSENT = "(not there)"
+# What a run may be continued or read with otherwise: how it is watched, kept
+# and spread over devices. All else is another run. An experiment whose result
+# depends on when it is evaluated names that key otherwise.
+MAY_DIFFER = (
+  *("log_every", "save_every", "keep", "eval_every", "num_evals"),
+  *("eval_batch_size", "results", "profile", "check", "mesh"),
+)
 
-CONFIG = "config.json"
 
-
-def _write_text(path: pathlib.Path, text: str) -> None:
+def write_text(path: pathlib.Path, text: str) -> None:
   """Replaces a file at one stroke, on process 0."""
   if distributed.is_main():
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
+    files.write_text(path, text)
 
 
 def as_json(config: Mapping | None) -> Any:
@@ -38,32 +40,86 @@ def as_json(config: Mapping | None) -> Any:
   return json.loads(json.dumps(config, default=str))
 
 
-def changed_keys(workdir: pathlib.Path, config: Mapping) -> list[str]:
-  """Sorted top-level keys in which `config.json` differs from a config."""
-  new = as_json(config)
-  old = json.loads((workdir / CONFIG).read_text())
-  return sorted(k for k in {**old, **new} if old.get(k) != new.get(k))
+def _leaves(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+  """Dotted names and values of a config as JSON."""
+  if isinstance(node, Mapping) and node:
+    for name, value in node.items():
+      yield from _leaves(f"{prefix}.{name}" if prefix else name, value)
+  else:
+    yield prefix, node
 
 
-def write_config(workdir: pathlib.Path, config: Mapping | None) -> str:
-  """Writes `config.json`; says which keys an earlier one had otherwise.
+def differences(
+  old: Mapping, new: Mapping, may_differ: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+  """Dotted keys in which two configs differ, with both values.
+
+  Args:
+    old, new: configs; `ABSENT` stands for what one of them lacks.
+    may_differ: names of keys that do not count, nor what is below them.
+  """
+  old, new = (dict(_leaves("", as_json(c))) for c in (old, new))
+  out = {}
+  for key in sorted({**old, **new}):
+    pair = (old.get(key, ABSENT), new.get(key, ABSENT))
+    ignored = any(key == n or key.startswith(f"{n}.") for n in may_differ)
+    if pair[0] != pair[1] and not ignored:
+      out[key] = pair
+  return out
+
+
+def check_config(
+  workdir: pathlib.Path,
+  config: Mapping | None,
+  may_differ: Sequence[str] = (),
+  *,
+  name: str = CONFIG,
+) -> None:
+  """Refuses a folder that belongs to a run of another config.
+
+  `MAY_DIFFER` never counts.
+
+  Args:
+    workdir: a folder, with or without a config in it.
+    config: what is wanted; None is not compared.
+    may_differ: further keys that do not count.
+    name: of the file with the folder's config.
+
+  Raises:
+    ValueError: it differs; names the keys and both values.
+  """
+  path = workdir / name
+  if config is None or not path.exists():
+    return
+  old = files.read_json(path, remedy="take another --workdir")
+  found = differences(old, config, (*MAY_DIFFER, *may_differ))
+  if found:
+    listed = ", ".join(
+      f"{k} ({a!r} there, {b!r} here)" for k, (a, b) in found.items()
+    )
+    raise ValueError(
+      f"{workdir} has a run of another config: {listed}. Take another "
+      "--workdir, set these back, or remove that folder."
+    )
+
+
+def write_config(
+  workdir: pathlib.Path, config: Mapping | None, *, name: str = CONFIG
+) -> str:
+  """Writes `config.json`.
 
   Args:
     workdir: the run folder.
     config: anything that JSON can hold; other values as text. None writes
       nothing.
+    name: of the file.
 
   Returns:
     16 hexadecimal digits that change with the config.
   """
   text = json.dumps(as_json(config), indent=2, sort_keys=True) + "\n"
-  path = workdir / CONFIG
   if config is not None:
-    if path.exists():
-      keys = changed_keys(workdir, config)
-      if keys:
-        _log.warning("%s: the config was changed: %s", workdir, ", ".join(keys))
-    _write_text(path, text)
+    write_text(workdir / name, text)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -87,7 +143,13 @@ def write_params(
     rows.append((path, str(list(x.shape)), str(x.dtype), spec, total))
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths)) for r in rows]
-  _write_text(workdir / "params.txt", "".join(x.rstrip() + "\n" for x in lines))
+  write_text(workdir / "params.txt", "".join(x.rstrip() + "\n" for x in lines))
+
+
+def remove_result(workdir: pathlib.Path) -> None:
+  """Removes the `result.json` of a run that goes on for more steps."""
+  if distributed.is_main():
+    (workdir / RESULT).unlink(missing_ok=True)
 
 
 def write_result(
@@ -116,5 +178,6 @@ def write_result(
     "jax_version": jax.__version__,
     "peak_bytes": profiling.memory().get("peak"),
     "step_bytes": meta.get("step_bytes"),
+    "journal": meta.get("journal"),
   }
-  _write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+  write_text(workdir / RESULT, json.dumps(result, indent=2) + "\n")

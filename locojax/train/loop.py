@@ -36,8 +36,10 @@ from locojax.train import (
   distributed,
   feed,
   folder,
+  lock,
   profiling,
   sharding,
+  stopping,
   writers,
 )
 from locojax.train import experiment as experiment_lib
@@ -49,19 +51,8 @@ _log = logging.getLogger(__name__)
 _AHEAD = 4
 
 
-class Preempted(SystemExit):
-  """The run was asked to stop, has saved, and can be resumed; exit code 0.
-
-  It passes through callers of many stages, which so stop too.
-  """
-
-  def __init__(self, workdir: pathlib.Path, step: int):
-    super().__init__(0)
-    self.workdir = workdir
-    self.step = step
-
-  def __str__(self) -> str:
-    return f"stopped at step {self.step} of {self.workdir}; run again to resume"
+# Raised by `fit`; callers know it as the loop's.
+Preempted = stopping.Preempted
 
 
 class NonFinite(FloatingPointError):
@@ -169,6 +160,7 @@ class _Run:
     writer: writers.Writer,
     *,
     meta: dict[str, Any],
+    config: Mapping[str, Any] | None,
     log_every: int,
     save_every: int,
     trace: profiling.Trace | None,
@@ -180,6 +172,7 @@ class _Run:
     self._store = store
     self._writer = writer
     self._meta = meta
+    self._config = config
     self._log_every = log_every
     self._save_every = save_every
     self._trace = trace
@@ -189,24 +182,25 @@ class _Run:
     self._reported = (meta["step"], meta["seconds"])
     self._fresh = not store.steps()
 
-  def train(
-    self, state: types.TrainState, stop: distributed.StopFlag
-  ) -> types.TrainState:
+  def train(self, state: types.TrainState) -> types.TrainState:
     """All steps that are left."""
     step, num_steps = self._meta["step"], self._experiment.num_steps
+    journal = self._experiment.journal
     compiled = self._compiled()
+    self._meta["config_hash"] = folder.write_config(self._workdir, self._config)
     first_bad = jax.device_put(np.int32(-1), self._layout.replicated)
     if self._fresh:
       self._evaluate(0, state)
     data = feed.Feed(self._experiment, self._layout, step)
     batch = data.next() if step < num_steps else None
+    stopping.stop_if_due(f"at step {step} of {self._workdir}")
     ahead: collections.deque = collections.deque()
     self._clock.start()
     while step < num_steps:
       if self._trace:
         self._trace.before_step(step)
-      if self._experiment.before_step is not None:
-        self._experiment.before_step(step, state)
+      if journal is not None:
+        journal.before_step(step, state)
       with jax.transfer_guard("disallow"):
         state, first_bad, values = compiled(state, first_bad, batch)
       step += 1
@@ -214,23 +208,21 @@ class _Run:
       ahead.append(values["loss"])
       if len(ahead) > _AHEAD:
         jax.block_until_ready(ahead.popleft())
-      stopping = stop.due(step)
-      if stopping or self._due(step):
+      stop = stopping.due()
+      if stop or self._due(step):
         jax.block_until_ready((state, first_bad))
         with self._clock.paused() as seconds:
-          self._after(step, seconds, state, first_bad, values, stopping)
-      if stopping and step < num_steps:
-        raise Preempted(self._workdir, step)
+          self._after(step, seconds, state, first_bad, values, stop)
+      if stop and step < num_steps:
+        raise Preempted(f"at step {step} of {self._workdir}")
     if num_steps == 0:
       self._save(0, 0.0, state)
     return state
 
-  def train_guarded(
-    self, state: types.TrainState, stop: distributed.StopFlag
-  ) -> types.TrainState:
+  def train_guarded(self, state: types.TrainState) -> types.TrainState:
     """`train`, which closes writers and trace whatever happens."""
     try:
-      return self.train(state, stop)
+      return self.train(state)
     except Preempted as preempted:
       _log.warning("SIGTERM: %s", preempted)
       raise
@@ -263,13 +255,13 @@ class _Run:
       or any(self._eval_due(step, e) for e in self._experiment.evals.values())
     )
 
-  def _after(self, step, seconds, state, first_bad, values, stopping) -> None:
+  def _after(self, step, seconds, state, first_bad, values, stop) -> None:
     """Log, evaluate, save: in this order, with the clock standing."""
     self._check_loss(step, first_bad)
     if self._log_due(step):
       self._report(step, seconds, metrics.values(values))
     self._evaluate(step, state, seconds)
-    if stopping or self._save_due(step):
+    if stop or self._save_due(step):
       self._save(step, seconds, state)
 
   def _check_loss(self, step: int, first_bad: jax.Array) -> None:
@@ -327,7 +319,9 @@ class _Run:
         f"steps {self._saved + 1} to {step} are. {self._newest()}"
       )
     self._saved = step
-    self._meta.update(step=step, seconds=seconds)
+    self._meta.update(step=step, seconds=seconds, rows=self._writer.num_rows)
+    if self._experiment.journal is not None:
+      self._meta["journal"] = self._experiment.journal.head()
     self._store.save(step, state, self._meta)
 
 
@@ -351,7 +345,7 @@ def _start(
   if found is not None:
     _log.info("%s: resumed at step %d", workdir, found[1]["step"])
     return found
-  if (workdir / "result.json").exists():
+  if (workdir / folder.RESULT).exists():
     raise ValueError(
       f"workdir={str(workdir)!r} is not allowed: it has the result.json of a "
       "finished run but no checkpoint. Remove it, or choose another folder."
@@ -365,12 +359,17 @@ def _start(
 
 def _make_writer(
   workdir: pathlib.Path,
-  start: int,
+  meta: Mapping[str, Any],
+  fresh: bool,
   extra: Sequence[writers.Writer] | None,
-) -> writers.Writer:
+) -> writers.Several:
   if not distributed.is_main():
-    return writers.Writer()
-  own = writers.JsonLines(workdir / writers.METRICS, start)
+    return writers.Several([])
+  own = writers.JsonLines(
+    workdir / writers.METRICS,
+    -1 if fresh else meta["step"],
+    expected=meta.get("rows", 0),
+  )
   others = writers.default(workdir) if extra is None else extra
   return writers.Several([own, *others])
 
@@ -401,6 +400,7 @@ def fit(
   init_from: str | os.PathLike | None = None,
   init_patterns: str | Sequence[str] = ".*",
   config: Mapping[str, Any] | None = None,
+  may_differ: Sequence[str] = (),
   writers: Sequence[writers.Writer] | None = None,
   profile: profiling.Window | None = None,
   peak_flops: float | None = None,
@@ -423,7 +423,9 @@ def fit(
       run starts with. What only one side has is listed in the log.
     init_patterns: regular expressions; only paths (`params/...`,
       `model_state/...`) in which one is found are taken.
-    config: what `config.json` will hold.
+    config: what `config.json` will hold; a folder whose run had another is
+      refused, but for `folder.MAY_DIFFER`.
+    may_differ: further keys of the config in which a run may go on otherwise.
     writers: besides `metrics.jsonl`; None gives progress on the console and
       TensorBoard files when that is installed.
     profile: steps that `jax.profiler` records into `workdir/profile`.
@@ -433,43 +435,51 @@ def fit(
     The state after `experiment.num_steps` updates.
 
   Raises:
-    ValueError: a setting, a batch, or a checkpoint that does not fit.
+    ValueError: a setting, a batch, a checkpoint, a config or a journal that
+      does not fit.
+    lock.Busy: another program works in the folder.
     NonFinite: a loss or a parameter is not finite; names the steps.
     Preempted: SIGTERM; the step was finished and saved.
   """
   _check_settings(experiment, log_every, save_every, profile)
   workdir = pathlib.Path(workdir).absolute()
-  workdir.mkdir(parents=True, exist_ok=True)
+  folder.check_config(workdir, config, may_differ)
   mesh = sharding.make_mesh({"data": -1}) if mesh is None else mesh
   layout = feed.layout_of(experiment, mesh, key)
   with (
-    distributed.stop_on_sigterm() as stop,
+    stopping.deferred(),
+    lock.hold(workdir),
     jax.set_mesh(mesh),
     checkpoints.Checkpoints(workdir / "ckpt", keep=keep) as store,
   ):
     init = (init_from, init_patterns)
     state, meta = _start(experiment, workdir, layout, store, key, *init)
-    if _finished(experiment, workdir, store, meta):
-      return state
-    meta["config_hash"] = folder.write_config(workdir, config)
-    run = _Run(
-      experiment,
-      workdir,
-      layout,
-      store,
-      _make_writer(workdir, meta["step"] if store.steps() else -1, writers),
-      meta=meta,
-      log_every=log_every,
-      save_every=save_every,
-      trace=profiling.Trace(profile, workdir / "profile") if profile else None,
-      peak=_peak(mesh) if peak_flops is None else peak_flops,
-    )
-    state = run.train_guarded(state, stop)
-    folder.write_result(experiment, workdir, meta)
-    distributed.sync("result.json")  # callers read it on every process
-    if stop.due(experiment.num_steps + 1):
-      raise Preempted(workdir, experiment.num_steps)
+    if experiment.journal is not None:
+      experiment.journal.check(meta["step"], meta.get("journal"))
+    if not _finished(experiment, workdir, store, meta):
+      folder.remove_result(workdir)
+      run = _Run(
+        experiment,
+        workdir,
+        layout,
+        store,
+        _make_writer(workdir, meta, not store.steps(), writers),
+        meta=meta,
+        config=config,
+        log_every=log_every,
+        save_every=save_every,
+        trace=_trace(profile, workdir),
+        peak=_peak(mesh) if peak_flops is None else peak_flops,
+      )
+      state = run.train_guarded(state)
+      folder.write_result(experiment, workdir, meta)
+      distributed.sync("result.json")  # callers read it on every process
+    stopping.stop_if_due(f"after the last step of {workdir}")
   return state
+
+
+def _trace(profile, workdir: pathlib.Path) -> profiling.Trace | None:
+  return profiling.Trace(profile, workdir / "profile") if profile else None
 
 
 def _peak(mesh: jax.sharding.Mesh) -> float | None:
@@ -487,7 +497,7 @@ def _finished(experiment, workdir, store, meta) -> bool:
   if step < num_steps or not store.steps():
     return False
   _log.info("%s: already finished, %d steps", workdir, step)
-  if not (workdir / "result.json").exists():
+  if not (workdir / folder.RESULT).exists():
     folder.write_result(experiment, workdir, meta)
   distributed.sync("result.json")
   return True

@@ -258,13 +258,13 @@ def from_experiment(
 
   Raises:
     ValueError: on a bad argument; evaluations with `labels`, which cannot
-      know the new numbers; or an experiment with `before_step`, which is for
+      know the new numbers; or an experiment with a `journal`, which is for
       the state of one.
   """
   checks.positive_int("num_replicas", num_replicas)
-  if experiment.before_step is not None:
+  if experiment.journal is not None:
     raise ValueError(
-      "experiment.before_step is not allowed: it is for the state of one run. "
+      "experiment.journal is not allowed: it is for the state of one run. "
       "Replace it in what is returned."
     )
   _check_layout(how, replica_axis)

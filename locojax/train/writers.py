@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import logging
 import math
 import os
 import pathlib
@@ -18,9 +19,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from locojax.core import checks
+from locojax.core import checks, files
 
 METRICS = "metrics.jsonl"
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,14 +82,26 @@ class JsonLines(Writer):
     path: the file.
     start: number of updates done in the state that the run starts from; -1
       empties the file.
+    expected: number of lines up to `start` that were written once; a warning
+      says if some of them are gone.
+
+  Attributes:
+    num_rows: number of lines in the file.
   """
 
-  def __init__(self, path: str | os.PathLike, start: int):
+  def __init__(self, path: str | os.PathLike, start: int, expected: int = 0):
     self._path = pathlib.Path(path)
     kept = [row for row in read_lines(self._path) if row["step"] <= start]
-    part = self._path.with_name(self._path.name + ".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    os.replace(part, self._path)
+    if len(kept) < expected:
+      _log.warning(
+        "%s has %d rows up to step %d, where %d were written: the others are "
+        "gone for good",
+        *(self._path, len(kept), start, expected),
+      )
+    files.write_text(
+      self._path, "".join(json.dumps(row) + "\n" for row in kept)
+    )
+    self.num_rows = len(kept)
     self._file = self._path.open("a")
 
   def write(
@@ -97,6 +111,7 @@ class JsonLines(Writer):
     row = {"step": step, "seconds": round(seconds, 6), **values}
     self._file.write(json.dumps(row) + "\n")
     self._file.flush()
+    self.num_rows += 1
 
   def close(self) -> None:
     """Closes the file."""
@@ -278,6 +293,11 @@ class Several(Writer):
 
   def __init__(self, writers: Sequence[Writer]):
     self._writers = tuple(writers)
+
+  @property
+  def num_rows(self) -> int:
+    """Lines that the first one has in its file; 0 if it has none."""
+    return getattr(self._writers[0], "num_rows", 0) if self._writers else 0
 
   def write(
     self, step: int, seconds: float, values: Mapping[str, float]

@@ -19,9 +19,11 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import toy
 
+from locojax.core import files
 from locojax.train import (
   checkpoints,
   experiment,
+  lock,
   loop,
   profiling,
   sharding,
@@ -64,7 +66,22 @@ def _stops(e, at):
   return dataclasses.replace(e, batches=batches)
 
 
-# ------------------------------------------------------------- before a step
+# ----------------------------------------------------------------- journal
+
+
+class _Journal:
+  """Writes down the steps in a list, whose length is its head."""
+
+  def __init__(self, before_step):
+    self.before_step = before_step
+    self.checked, self.pages = [], 0
+
+  def head(self):
+    self.pages += 1
+    return {"page": self.pages}
+
+  def check(self, step, head):
+    self.checked.append((step, head))
 
 
 def test_before_step_is_called_with_the_state_of_each_step(whole, tmp_path):
@@ -73,7 +90,7 @@ def test_before_step_is_called_with_the_state_of_each_step(whole, tmp_path):
   def before_step(k, state):
     seen.append((k, int(state.step), toy.norm(state)["norm"]))
 
-  made = dataclasses.replace(toy.make(), before_step=before_step)
+  made = dataclasses.replace(toy.make(), journal=_Journal(before_step))
   assert toy.bits(_fit(made, tmp_path)) == whole[0]
   assert [s[:2] for s in seen] == [(k, k) for k in range(20)]
   logged = {
@@ -82,8 +99,12 @@ def test_before_step_is_called_with_the_state_of_each_step(whole, tmp_path):
   assert {k: n for k, _, n in seen if k in logged} == {
     k: n for k, n in logged.items() if k < 20
   }
-  _fit(made, tmp_path)  # finished: nothing is called
+  _fit(made, tmp_path)  # finished: the journal is only checked
   assert len(seen) == 20
+  last = {"page": made.journal.pages}
+  assert made.journal.checked == [(0, None), (20, last)]
+  result = json.loads((tmp_path / "result.json").read_text())
+  assert result["journal"] == last
 
 
 def test_what_fails_before_a_step_leaves_it_unmade(whole, tmp_path):
@@ -94,13 +115,14 @@ def test_what_fails_before_a_step_leaves_it_unmade(whole, tmp_path):
     if k == 9 and calls.count(9) == 1:
       raise _Stop
 
-  made = dataclasses.replace(toy.make(), before_step=before_step)
+  made = dataclasses.replace(toy.make(), journal=_Journal(before_step))
   with pytest.raises(_Stop):
     _fit(made, tmp_path)
   with checkpoints.Checkpoints(tmp_path / "ckpt") as store:
     assert store.steps() == [4, 8]
   assert toy.bits(_fit(made, tmp_path)) == whole[0]
   assert calls == [*range(10), *range(8, 20)]
+  assert made.journal.checked == [(0, None), (8, {"page": 2})]
 
 
 # ------------------------------------------------------------------- folder
@@ -149,13 +171,44 @@ def test_seconds_count_training_only(tmp_path):
   assert 0 < result["seconds"] < 0.3
 
 
-def test_config_is_written_and_changes_are_told(tmp_path, caplog):
-  _fit(toy.make(2), tmp_path, config={"a": 1, "b": {"c": (1, 2)}})
-  written = json.loads((tmp_path / "config.json").read_text())
-  assert written == {"a": 1, "b": {"c": [1, 2]}}
+def test_a_folder_means_one_config(tmp_path, monkeypatch):
+  config = {"a": 1, "b": {"c": (1, 2), "d": 0.5}, "log_every": 5}
+  _fit(toy.make(2), tmp_path, config=config)
+  path = tmp_path / "config.json"
+  assert json.loads(path.read_text()) == {
+    **config,
+    "b": {"c": [1, 2], "d": 0.5},
+  }
+  before = path.read_bytes()
+  other = {**config, "b": {"c": (1, 3), "d": 0.5}, "e": 0}
+  refused = re.escape(
+    "b.c ([1, 2] there, [1, 3] here), e ('(not there)' there, 0 here)"
+  )
+  for num_steps in (2, 3):  # finished, and not
+    with pytest.raises(ValueError, match=refused):
+      _fit(toy.make(num_steps), tmp_path, config=other)
+  assert path.read_bytes() == before
+  # How it is watched and spread does not count, nor what the caller names.
+  watched = {**config, "log_every": 1, "mesh": {"data": 8}, "profile": {"x": 1}}
+  _fit(toy.make(2), tmp_path, config=watched)
+  _fit(toy.make(3), tmp_path, config={**config, "a": 2}, may_differ=("a",))
+  assert json.loads((tmp_path / "result.json").read_text())["step"] == 3
+  path.write_text("{")
+  with pytest.raises(files.Damaged, match="config.json is damaged"):
+    _fit(toy.make(3), tmp_path, config=config)
+
+
+def test_rows_that_are_gone_are_said(tmp_path, caplog):
+  _fit(toy.make(10), tmp_path, log_every=2, save_every=4)
+  path = tmp_path / writers.METRICS
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text("".join(lines[:3]))
   with caplog.at_level(logging.WARNING, "locojax"):
-    _fit(toy.make(3), tmp_path, config={"a": 2, "b": {"c": (1, 2)}})
-  assert "the config was changed: a" in caplog.text
+    _fit(toy.make(12), tmp_path, log_every=2, save_every=4)
+  assert "metrics.jsonl has 3 rows up to step 10, where 8 were written" in (
+    caplog.text
+  )
+  assert [r["step"] for r in toy.rows(tmp_path)][-2:] == [12, 12]
 
 
 # -------------------------------------------------------------------- order
@@ -246,10 +299,13 @@ def test_resume_at_every_step(tmp_path, whole):
 
 def test_a_finished_run_returns_at_once(tmp_path, whole):
   bits, rows, folder = whole
-  before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+  times = lambda: {
+    p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.name != lock.FILE
+  }
+  before = times()
   e = dataclasses.replace(toy.make(), batches=None, step=None, evals={})
   assert toy.bits(_fit(e, folder)) == bits
-  assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+  assert times() == before
   assert toy.rows(folder) == rows
 
 

@@ -403,8 +403,8 @@ def test_bad_states():
   evals = {"norm": experiment.Eval(1, _norm)}
   with pytest.raises(ValueError, match=r"evals=\['norm'\]"):
     _several(_make(evals=evals), "labels")
-  with pytest.raises(ValueError, match="before_step is not allowed"):
-    _several(_make(before_step=lambda k, state: None))
+  with pytest.raises(ValueError, match="journal is not allowed"):
+    _several(_make(journal=object()))
 
 
 def test_vmap_of_an_mlp_is_bitwise():

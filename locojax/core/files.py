@@ -1,0 +1,134 @@
+"""Files that are there whole or not at all.
+
+A file is written beside its place, forced to the disk, and moved there: a
+process killed at any moment leaves the earlier file, or none. What was damaged
+by something else is named, with what to do about it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pathlib
+import secrets
+import zipfile
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import numpy as np
+
+AGAIN = "remove it, and the same command makes it again"
+
+
+class Damaged(ValueError):
+  """A file is not what it should be; names it and says what to do."""
+
+
+def _damaged(path: pathlib.Path, why: object, remedy: str) -> Damaged:
+  return Damaged(f"{path} is damaged ({why}): {remedy}.")
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+  """Makes names in a folder last, where the system can."""
+  if os.name != "posix":
+    return
+  number = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(number)
+  finally:
+    os.close(number)
+
+
+def write(
+  path: str | os.PathLike, fill: Callable[[BinaryIO], Any]
+) -> pathlib.Path:
+  """Replaces a file at one stroke; folders are made.
+
+  Args:
+    path: the file.
+    fill: writes the content into a binary file.
+
+  Returns:
+    The path.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+  try:
+    with part.open("wb") as file:
+      fill(file)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(part, path)
+  except BaseException:
+    part.unlink(missing_ok=True)
+    raise
+  _sync_folder(path.parent)
+  return path
+
+
+def write_text(path: str | os.PathLike, text: str) -> pathlib.Path:
+  """Replaces a UTF-8 text file at one stroke."""
+  return write(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: str | os.PathLike, value: Any) -> pathlib.Path:
+  """Replaces a JSON file at one stroke."""
+  return write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_array(path: str | os.PathLike, array: np.ndarray) -> pathlib.Path:
+  """Replaces a `.npy` file at one stroke."""
+  return write(path, lambda file: np.save(file, array))
+
+
+def write_arrays(path: str | os.PathLike, **arrays: np.ndarray) -> pathlib.Path:
+  """Replaces an `.npz` file at one stroke."""
+  return write(path, lambda file: np.savez(file, **arrays))
+
+
+def read_json(path: str | os.PathLike, *, remedy: str = AGAIN) -> Any:
+  """What a JSON file holds.
+
+  Args:
+    path: the file.
+    remedy: what the error tells to do.
+
+  Raises:
+    Damaged: it is not JSON.
+    OSError: it is not there or cannot be read.
+  """
+  path = pathlib.Path(path)
+  try:
+    return json.loads(path.read_bytes())
+  except ValueError as error:
+    raise _damaged(path, error, remedy) from error
+
+
+def read_array(path: str | os.PathLike, *, remedy: str = AGAIN) -> np.ndarray:
+  """What a `.npy` file holds; raises as `read_json` does."""
+  return _load(pathlib.Path(path), remedy, lambda found: found)
+
+
+def read_arrays(
+  path: str | os.PathLike, *, remedy: str = AGAIN
+) -> dict[str, np.ndarray]:
+  """What an `.npz` file holds, by name; raises as `read_json` does."""
+  whole = lambda found: {name: found[name] for name in found.files}
+  return _load(pathlib.Path(path), remedy, whole)
+
+
+def _load(path: pathlib.Path, remedy: str, take: Callable[[Any], Any]) -> Any:
+  content = path.read_bytes()
+  try:
+    return take(np.load(io.BytesIO(content), allow_pickle=False))
+  except (
+    ValueError,
+    KeyError,
+    EOFError,
+    OSError,
+    AttributeError,
+    zipfile.BadZipFile,
+  ) as error:
+    raise _damaged(path, error or type(error).__name__, remedy) from error
