@@ -3,10 +3,11 @@
   python -m experiments.run --config FILE[:variant] --workdir DIR
     [--mode run|check|eval] [--config.name=value ...]
 
-`run` trains, or goes on where the folder stands; `check` looks at shapes,
-shardings and memory without data; `eval` evaluates the newest checkpoint and
-prints JSON. The same command, started once on each host, is a run of many
-hosts (see `locojax.train.distributed`).
+`run` trains, or goes on where the folder stands; after SIGTERM (exit code 0),
+Ctrl-C or a crash the same command goes on. `check` looks at shapes, shardings
+and memory without data; `eval` evaluates the newest checkpoint and prints JSON.
+The same command, started once on each host, is a run of many hosts (see
+`locojax.train.distributed`).
 
 A config names its module in `config.experiment`; that module has
 `build(config) -> Experiment` and `run(config, workdir) -> dict`, and
@@ -30,7 +31,7 @@ from ml_collections import config_flags
 
 from experiments.common import launch
 from locojax.core import checks
-from locojax.train import distributed, loop, sharding
+from locojax.train import distributed, loop, sharding, stopping
 
 MODES = ("run", "check", "eval")
 
@@ -120,14 +121,15 @@ def _launch(config: Any, mode: str, workdir: str | None) -> int:
   if mode == "check":
     print(launch.check_report(config).text)
     return 0
-  distributed.initialise()
-  module = launch.module_of(config)
-  if mode == "run":
-    module.run(config, workdir)
-  else:
-    results = dict(_evaluate(module, config, workdir))
-    if distributed.is_main():
-      print(json.dumps(results, indent=2))
+  distributed.initialise()  # before anything else asks JAX
+  with stopping.listening():
+    module = launch.module_of(config)
+    if mode == "run":
+      module.run(config, workdir)
+    else:
+      results = dict(_evaluate(module, config, workdir))
+      if distributed.is_main():
+        print(json.dumps(results, indent=2))
   return 0
 
 
@@ -137,6 +139,12 @@ def main(_: Sequence[str]) -> int:
   logging.getLogger("locojax").setLevel(logging.INFO)
   try:
     return _launch(_CONFIG.value, _MODE.value, _WORKDIR.value)
+  except stopping.Preempted as preempted:
+    print(f"SIGTERM: {preempted}", file=sys.stderr)
+    raise
+  except KeyboardInterrupt:
+    print("interrupted; run again to resume", file=sys.stderr)
+    return 130
   except (ValueError, ImportError, FloatingPointError) as error:
     refused = _MODE.value == "check"
     return min(_refuse(error, _DEBUG.value), 1 if refused else 2)

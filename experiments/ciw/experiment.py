@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,8 +25,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec
 
 from experiments.ciw import methods, noise_report, noisy_images, search
-from experiments.common import stages
-from locojax.core import checks, types
+from experiments.common import stages, study
+from locojax.core import checks, files, types
 from locojax.data import image, pipeline
 from locojax.methods.ciw import diagnostics
 from locojax.nn import mlp, resnet
@@ -451,16 +450,7 @@ def _write_noise(config, workdir: pathlib.Path) -> None:
     ]
     for noise in config.noises
   }
-  workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / "noise.json").write_text(json.dumps(found) + "\n")
-
-
-def _train(every: Mapping[noise_report.Trial, Any], folder) -> None:
-  """All trials, one after the other."""
-  for number, (trial, one) in enumerate(every.items(), 1):
-    found = fit(one, trial.folder(folder))
-    end = found.get("diverged") or f"{found['seconds']:.1f} s"
-    stages.say(f"[{number}/{len(every)}] {trial.name}: {end}")
+  files.write_json(workdir / noise_report.NOISE, found)
 
 
 def run(config, workdir: str) -> dict[str, Any]:
@@ -469,16 +459,19 @@ def run(config, workdir: str) -> dict[str, Any]:
   Returns:
     The rows of the table and the paths of what was written.
   """
-  folder = pathlib.Path(workdir).absolute()
   for name in config.methods:
     search.trials(name, config.num_trials)
-  _write_noise(config, folder)
-  with _programs_kept(folder):
-    _train(trials(config), folder)
-  distributed.sync("trials")
-  out = noise_report.write(config, folder)
-  stages.say(f"\n{out['markdown']}\n\nfigure: {out['figure']}")
-  return out
+  every = trials(config)
+  with study.opened(
+    config, workdir, num_cells=len(every), may_differ=_NOT_IN_A_RUN
+  ) as made:
+    _write_noise(config, made.workdir)
+    with _programs_kept(made.workdir):
+      for trial, one in every.items():
+        where = trial.folder(made.workdir)
+        made.cell(trial.name, where, functools.partial(fit, one, where))
+    distributed.sync("trials")
+    return noise_report.write(made)
 
 
 def evaluate(config, workdir: str) -> Mapping[str, Any]:
@@ -508,7 +501,9 @@ def training_set(folder: pathlib.Path, replica: int = 0) -> dict[str, Any]:
   made = plan(config)
   cell = made.cells[checks.one_of("replica", replica, range(len(made.cells)))]
   part = _parts(config, cell)["train"]
-  state = stages.fit(build(config), config, folder)  # trains nothing
+  state = stages.fit(
+    build(config), config, folder, may_differ=_NOT_IN_A_RUN
+  )  # trains nothing
   logits = _predictor(config, made)(state, part.image)[replica]
   return {
     "images": part.image,
@@ -526,5 +521,5 @@ def _saved_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
       return {k: restored(v) for k, v in value.items()}
     return tuple(value) if isinstance(value, list) else value
 
-  found = json.loads((folder / "config.json").read_text())
+  found = files.read_json(folder / "config.json", remedy="train again")
   return ml_collections.ConfigDict(restored(found))

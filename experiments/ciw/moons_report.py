@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import timing
+from experiments.common import study
 from locojax.core import files
-from locojax.report import curves, figures, results, runs, tables
+from locojax.report import curves, figures, runs
 from locojax.train import distributed
 
 _CLASSES = ("#0072b2", "#d55e00")
@@ -229,7 +227,7 @@ def _sweep(config, configs: Mapping[str, Any]) -> list[str]:
   return sorted(same, key=lambda name: configs[name].burnin_epochs)
 
 
-def _curves(config, configs, workdir: pathlib.Path) -> pathlib.Path:
+def _curves(config, configs, workdir: pathlib.Path, path) -> pathlib.Path:
   """Accuracy against epochs: the methods, and the lengths of burn-in."""
 
   def curve(name):
@@ -253,41 +251,31 @@ def _curves(config, configs, workdir: pathlib.Path) -> pathlib.Path:
       label = f"burn-in {configs[name].burnin_epochs}"
       data[label, 1] = curve(name)
   labels = list(dict.fromkeys(label for label, _ in data))
-  return curves.draw(data, labels, shown, workdir / "curves.png")
+  return curves.draw(data, labels, shown, path)
 
 
-def write(config, configs, pictures, workdir: pathlib.Path) -> dict[str, Any]:
+def write(made: study.Study, configs, pictures) -> dict[str, Any]:
   """Writes table, figures and, if the config names one, a result file.
 
   Args:
-    config: of the experiment.
+    made: the study.
     configs: of each run, by name.
     pictures: of the methods that are pictured, see `picture`.
-    workdir: folder of the experiment; each run is below it.
 
   Returns:
     The rows of the table and the paths of what was written.
   """
-  made = rows(config, configs, workdir)
-  best = {"accuracy_last": "max", "accuracy_best": "max"}
-  markdown = tables.render(made, _COLUMNS, digits=3, best=best)
-  out = {"rows": made, "markdown": markdown}
-  for name in ("table.md", "figure.png", "curves.png"):
-    out[name.split(".")[0]] = str(workdir / name)
-  if not distributed.is_main():
-    return out
-  (workdir / "table.md").write_text(markdown + "\n")
-  figures.save(panels(pictures), workdir / "figure.png")
-  _curves(config, configs, workdir)
-  gif = animation(workdir, config.pictured, workdir / "epochs.gif")
-  out["animation"] = gif and str(gif)
-  if config.results:
-    results.save(
-      config.results,
-      command="python -m experiments.run " + shlex.join(sys.argv[1:]),
-      seeds=range(config.num_replicas),
-      rows=made,
-      time_seconds=sum(row["seconds"] for row in made),
-      device=timing.device_name(),
-    )
-  return out
+  config, workdir = made.config, made.workdir
+  gif, lines = None, workdir / "curves.png"
+  if distributed.is_main():
+    _curves(config, configs, workdir, lines)
+    gif = animation(workdir, config.pictured, workdir / "epochs.gif")
+  out = made.write(
+    rows(config, configs, workdir),
+    _COLUMNS,
+    draw=lambda path: figures.save(panels(pictures), path),
+    seeds=range(config.num_replicas),
+    digits=3,
+    best={"accuracy_last": "max", "accuracy_best": "max"},
+  )
+  return {**out, "curves": str(lines), "animation": gif and str(gif)}

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.ciw import search
-from experiments.common import timing
-from locojax.report import curves, figures, results, runs, tables
+from experiments.common import study
+from locojax.core import files
+from locojax.report import curves, figures, runs, tables
 from locojax.train import distributed
 
 COLUMNS = {
@@ -31,6 +29,7 @@ COLUMNS = {
   "detection_auc": "AUC of wrong against right, last",
   "setting": "chosen",
 }
+NOISE = "noise.json"
 NOTES = (
   "Noise, initialisation and order differ between seeds, and are the same for "
   "all methods of a seed. Time: sum over trials, without compilation and "
@@ -190,7 +189,7 @@ def _row(config, workdir, noise: str, method: str, realised) -> dict[str, Any]:
 
 def rows(config, workdir: pathlib.Path) -> list[dict[str, Any]]:
   """A row for each noise and method."""
-  found = json.loads((workdir / "noise.json").read_text())
+  found = files.read_json(workdir / NOISE)
   realised = {n: [one["rate"] for one in v] for n, v in found.items()}
   return [
     _row(config, workdir, noise, method, realised[noise])
@@ -266,56 +265,41 @@ def _draw(config, made, path: pathlib.Path) -> pathlib.Path:
   return draw(config, made, path)
 
 
-def _seconds(workdir: pathlib.Path) -> float:
-  found = runs.load_all(workdir)
-  return sum((r.result or {}).get("seconds", 0.0) for r in found)
-
-
-def write(config, workdir: pathlib.Path) -> dict[str, Any]:
-  """Writes `table.md`, `figure.png` and what `config.results` names.
+def write(made: study.Study) -> dict[str, Any]:
+  """Writes table, figure and what `config.results` names.
 
   Beside the result file come the figure and all trials, `<name>_trials.json`.
 
   Returns:
     The rows, the table as markdown, and the paths.
   """
-  made = rows(config, workdir)
+  config = made.config
+  found = rows(config, made.workdir)
   best = {"accuracy_last": "max", "accuracy_best": "max"}
   parts = []
   for noise in config.noises:
-    own = [row for row in made if row["noise"] == noise]
+    own = [row for row in found if row["noise"] == noise]
     parts.append(tables.render(own, COLUMNS, digits=3, best=best))
-  markdown = "\n\n".join(parts)
-  out = {"rows": made, "markdown": markdown}
-  for name in ("table.md", "figure.png"):
-    out[name.split(".")[0]] = str(workdir / name)
-  if not distributed.is_main():
-    return out
-  (workdir / "table.md").write_text(markdown + "\n")
-  _draw(config, made, workdir / "figure.png")
-  if config.results:
-    _save(config, workdir, made)
-  return out
-
-
-def _save(config, workdir: pathlib.Path, made) -> None:
-  """The result file, its figure, and the file of all trials beside it."""
-  path = pathlib.Path(config.results)
-  shared = dict(
-    command="python -m experiments.run " + shlex.join(sys.argv[1:]),
+  if config.results and distributed.is_main():
+    _save_trials(made)
+  return made.write(
+    found,
+    COLUMNS,
+    draw=lambda path: _draw(config, found, path),
     seeds=range(config.num_seeds),
-    time_seconds=_seconds(workdir),
-    device=timing.device_name(),
+    notes=f"{config.num_trials} trials for each method and noise, chosen by "
+    "the mean over seeds of the best accuracy on noisy validation labels. "
+    + NOTES,
+    markdown="\n\n".join(parts),
   )
-  notes = (
-    f"{config.num_trials} trials for each method and noise, chosen by the mean "
-    "over seeds of the best accuracy on noisy validation labels. "
-  )
-  results.save(path, rows=made, notes=notes + NOTES, **shared)
-  results.save(
+
+
+def _save_trials(made: study.Study) -> None:
+  """The file of all trials, beside the result file."""
+  path = pathlib.Path(made.config.results)
+  made.save(
     path.with_name(f"{path.stem}_trials.json"),
-    rows=searched(config, workdir),
+    searched(made.config, made.workdir),
+    seeds=range(made.config.num_seeds),
     notes=f"Best accuracy on noisy validation labels of each trial. {NOTES}",
-    **shared,
   )
-  _draw(config, made, path.with_suffix(".png"))

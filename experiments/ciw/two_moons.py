@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 
 from experiments.ciw import moons_report
 from experiments.ciw.baselines import losses as baselines
-from experiments.common import stages
+from experiments.common import stages, study
 from locojax.core import checks, metrics, types
 from locojax.data import label_noise, pipeline
 from locojax.data import two_moons as points
@@ -40,8 +40,12 @@ from locojax.train import (
 
 Experiment = experiment.Experiment
 NUM_CLASSES = 2
-# What does not change a run: which others there are.
-_NOT_IN_A_RUN = ("methods", "pictured", "burnin_sweep", "burnin_method")
+# What does not change a run: which others there are, and, the learning rate
+# being constant and burn-in counted in epochs, how long it goes on.
+_NOT_IN_A_RUN = (
+  *("methods", "pictured", "burnin_sweep", "burnin_method"),
+  *("num_epochs", "num_frames"),
+)
 METHOD_OPTIONS = ("loss", "loss_options", "instance", "classes")
 
 
@@ -313,23 +317,21 @@ def run(config, workdir: str) -> dict[str, Any]:
   Returns:
     The rows of the table and the paths of what was written.
   """
-  workdir = pathlib.Path(workdir).absolute()
   for name in config.methods:
     checks.one_of("methods", name, config.table.to_dict())
   for name in (*config.pictured, config.burnin_method):
     checks.one_of("pictured and burnin_method", name, config.methods)
-  runs, pictures = plan(config), {}
-  for number, (name, one) in enumerate(runs.items(), 1):
-    state = fit(one, workdir / name)
-    if distributed.is_main():
-      seconds = stages.result(workdir / name)["seconds"]
-      print(f"[{number}/{len(runs)}] {name}: {seconds:.1f} s", flush=True)
-    if name in config.pictured:
-      pictures[name] = moons_report.picture(one, method(one), dataset)(state)
-  out = moons_report.write(config, runs, pictures, workdir)
-  if distributed.is_main():
-    print(f"\n{out['markdown']}\n\nfigure: {out['figure']}", flush=True)
-  return out
+  every, pictures = plan(config), {}
+  with study.opened(
+    config, workdir, num_cells=len(every), may_differ=_NOT_IN_A_RUN
+  ) as made:
+    for name, one in every.items():
+      where = made.workdir / name
+      state = made.cell(name, where, functools.partial(fit, one, where))
+      if name in config.pictured:
+        picture = moons_report.picture(one, method(one), dataset)
+        pictures[name] = picture(state)
+    return moons_report.write(made, every, pictures)
 
 
 def evaluate(config, workdir: str) -> dict[str, float]:

@@ -9,7 +9,7 @@ replicas of all points, keeps what they predict, and writes table and figure.
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.common import stages
+from experiments.common import stages, study
 from experiments.smelu import plane, tasks
-from locojax.core import checks, types
+from locojax.core import checks, files, types
 from locojax.data import pipeline
 from locojax.train import (
   distributed,
@@ -201,7 +201,9 @@ def _predictions(config, state, task: tasks.Task) -> np.ndarray:
 def _predicted(config, folder: pathlib.Path, warm=None) -> np.ndarray:
   """The predictions of a point: from its file, else after training it."""
   path = folder / PREDICTIONS
-  if not path.exists():
+  if not path.exists() or (
+    stages.finished(config, folder, may_differ=_LISTS) is None
+  ):
     state = _fit(config, folder, warm)
     task = _task(config, parse_setting(config.setting).activation)
     found = _predictions(config, state, task)
@@ -209,32 +211,34 @@ def _predicted(config, folder: pathlib.Path, warm=None) -> np.ndarray:
       arrays = {"replicas": found, "labels": task.test["label"]}
       if "query" in task.extra:
         arrays["query_ids"] = task.extra["query"]
-      partial = folder / f".{PREDICTIONS}.partial.npz"
-      np.savez(partial, **arrays)
-      partial.replace(path)
+      files.write_arrays(path, **arrays)
     distributed.sync("predictions")
-  with np.load(path) as found:
-    return found["replicas"]
+  return files.read_arrays(path)["replicas"]
 
 
 def _loss(preds: np.ndarray, labels: np.ndarray) -> float:
   return float(plane.log_losses(preds, labels).mean())
 
 
-def _tune(config, workdir: pathlib.Path, activation: str) -> float:
+def _tune(made: study.Study, activation: str) -> float:
   """The learning rate with the least validation loss of a single model."""
   found = {}
-  for rate in config.learning_rates:
+  for rate in made.config.learning_rates:
     one = stages.changed(
-      config,
+      made.config,
       setting=activation,
-      condition=config.tuning_condition,
+      condition=made.config.tuning_condition,
       num_replicas=1,
       learning_rate=rate,
       tuning=True,
     )
-    folder = workdir / "tuning" / plane.folder_name(activation) / f"{rate:g}"
-    preds = _predicted(one, folder)
+    name = plane.folder_name(activation)
+    folder = made.workdir / "tuning" / name / f"{rate:g}"
+    preds = made.cell(
+      f"tuning {activation}, learning rate {rate:g}",
+      folder,
+      functools.partial(_predicted, one, folder),
+    )
     loss = _loss(preds, _task(one, activation).test["label"])
     found[rate] = loss if np.isfinite(loss) else np.inf
   best = min(found, key=found.get)
@@ -242,15 +246,20 @@ def _tune(config, workdir: pathlib.Path, activation: str) -> float:
   return best
 
 
-def _tuned(config, workdir: pathlib.Path) -> dict[str, float]:
-  path = workdir / "learning_rates.json"
-  known = json.loads(path.read_text()) if path.exists() else {}
+def _activations(config) -> list[str]:
+  """All activations of the grid, each once."""
   names = [parse_setting(s).activation for s in plane.settings(config)]
-  for name in dict.fromkeys(names):
-    if name not in known:
-      known[name] = config.learning_rate or _tune(config, workdir, name)
+  return list(dict.fromkeys(names))
+
+
+def _tuned(made: study.Study) -> dict[str, float]:
+  """The learning rate of each activation; told in `learning_rates.json`."""
+  given = made.config.learning_rate
+  known = {
+    name: given or _tune(made, name) for name in _activations(made.config)
+  }
   if distributed.is_main():
-    path.write_text(json.dumps(known, indent=2) + "\n")
+    files.write_json(made.workdir / "learning_rates.json", known)
   return known
 
 
@@ -274,27 +283,35 @@ def _point(config, workdir: pathlib.Path) -> None:
   _predicted(config, folder, warm)
 
 
+def _num_cells(config) -> int:
+  """Runs of a study: of tuning, and points of the grid."""
+  tuning = 0
+  if not config.learning_rate:
+    tuning = len(_activations(config)) * len(config.learning_rates)
+  return tuning + len(plane.points(config))
+
+
 def run(config, workdir: str) -> dict[str, Any]:
   """All points of `config.grid`, then table and figure; resumes.
 
   Returns:
     The rows of the table and the paths of what was written.
   """
-  workdir = pathlib.Path(workdir).absolute()
-  workdir.mkdir(parents=True, exist_ok=True)
-  rates = _tuned(config, workdir)
-  points = plane.points(config)
-  for i, (condition, setting) in enumerate(points):
-    stages.say(f"[{i + 1}/{len(points)}] {condition}, {setting}")
-    rate = rates[parse_setting(setting).activation]
-    one = stages.changed(
-      config, condition=condition, setting=setting, learning_rate=float(rate)
-    )
-    _point(one, workdir)
-  out = plane.write(config, workdir, rates)
-  stages.say(f"\n{out['markdown']}\n\ntable:  {out['table']}")
-  stages.say(f"figure: {out['figure']}")
-  return out
+  with study.opened(
+    config, workdir, num_cells=_num_cells(config), may_differ=_LISTS
+  ) as made:
+    rates = _tuned(made)
+    for condition, setting in plane.points(config):
+      rate = rates[parse_setting(setting).activation]
+      one = stages.changed(
+        config, condition=condition, setting=setting, learning_rate=float(rate)
+      )
+      made.cell(
+        f"{condition}, {setting}",
+        plane.folder(made.workdir, condition, setting),
+        functools.partial(_point, one, made.workdir),
+      )
+    return plane.write(made, rates)
 
 
 def evaluate(config, workdir: str) -> Mapping[str, Any]:

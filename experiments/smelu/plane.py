@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import pathlib
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.common import timing
+from experiments.common import study
 from experiments.smelu import pd_report
 from locojax.methods.smelu import ranking, reproducibility
-from locojax.report import planes, results, runs, tables
-from locojax.train import distributed
+from locojax.report import planes
 
 BASELINE = "relu"
 COLUMNS = (
@@ -181,35 +178,18 @@ def front(made: Sequence[Mapping[str, Any]], condition: str) -> list[str]:
   return [p.label for p in planes.pareto_front(found)]
 
 
-def write(
-  config, workdir: pathlib.Path, rates: Mapping[str, float]
-) -> dict[str, Any]:
-  """Writes `table.md`, `plane.png`, and the result file that config names."""
-  made = rows(config, workdir, rates)
-  for row in made:
-    on_front = row["setting"] in front(made, row["condition"])
+def write(made: study.Study, rates: Mapping[str, float]) -> dict[str, Any]:
+  """Writes table, plane, and the result file that the config names."""
+  config = made.config
+  found = rows(config, made.workdir, rates)
+  for row in found:
+    on_front = row["setting"] in front(found, row["condition"])
     row["pareto"] = "yes" if on_front else ""
-  columns = [c for c in COLUMNS if any(r.get(c) is not None for r in made)]
-  markdown = tables.render(made, [*columns, "pareto"])
-  out = {
-    "rows": made,
-    "markdown": markdown,
-    "table": str(workdir / "table.md"),
-    "figure": str(workdir / "plane.png"),
-  }
-  if not distributed.is_main():
-    return out
-  (workdir / "table.md").write_text(markdown + "\n")
-  draw(made, workdir / "plane.png", f"{config.data.name}")
-  if config.results:
-    results.save(
-      config.results,
-      command="python -m experiments.run " + shlex.join(sys.argv[1:]),
-      seeds=[config.seed],
-      rows=made,
-      time_seconds=sum(
-        (r.result or {}).get("seconds", 0.0) for r in runs.load_all(workdir)
-      ),
-      device=timing.device_name(),
-    )
-  return out
+  columns = [c for c in COLUMNS if any(r.get(c) is not None for r in found)]
+  return made.write(
+    found,
+    [*columns, "pareto"],
+    draw=lambda path: draw(found, path, f"{config.data.name}"),
+    seeds=[config.seed],
+    figure="plane.png",
+  )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from locojax.core import checks
+from locojax.core import checks, files
 
 EOS = 1
 
@@ -96,7 +96,7 @@ class Pieces:
 
   def save(self, path: str | pathlib.Path) -> None:
     """Writes the model for `load` (and for any SentencePiece program)."""
-    pathlib.Path(path).write_bytes(self.model)
+    files.write(path, lambda file: file.write(self.model))
 
 
 def train(

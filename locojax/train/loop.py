@@ -223,9 +223,6 @@ class _Run:
     """`train`, which closes writers and trace whatever happens."""
     try:
       return self.train(state)
-    except Preempted as preempted:
-      _log.warning("SIGTERM: %s", preempted)
-      raise
     finally:
       self._writer.close()
       if self._trace:

@@ -16,7 +16,6 @@ from experiments.locoprop import (
   experiment,
   optimizers,
   search,
-  summary,
   tune,
 )
 from experiments.locoprop.configs import autoencoder as configs
@@ -75,15 +74,15 @@ def test_run_twice_says_that_it_is_done(finished, capsys):
   again = experiment.run(configs.get_config("tiny"), str(folder))
   assert "done already" in capsys.readouterr().out
   assert again["markdown"] + "\n" == before
-  assert summary.finished(folder)
 
 
 def test_results_file_is_valid(finished, tmp_path):
   folder, _ = finished
   config = _tiny(results=str(tmp_path / "r.json"))
-  summary.write(config, folder)
+  experiment.run(config, str(folder))
   found = results.load(tmp_path / "r.json")
   assert found["seeds"] == [0] and len(found["rows"]) == 4
+  assert (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_divergence_is_reported_not_fatal(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from experiments.common import stages
 from experiments.smelu import experiment, pd_report, plane, surfaces, tasks
 from experiments.smelu.configs import plane as configs
+from locojax.core import files
 from locojax.report import results
 from locojax.train import replicas
 
@@ -101,7 +102,8 @@ def test_run_again_trains_nothing(finished):
 
 def test_a_warm_start_starts_from_one_model(finished):
   folder, _, _ = finished
-  config = _tiny(setting="relu+warm", learning_rate=0.1)
+  rate = files.read_json(folder / "learning_rates.json")["relu"]
+  config = _tiny(setting="relu+warm", learning_rate=rate)
   params = experiment._warm_params(config, folder)
   made = experiment.build(config, params)
   state = made.init(jax.random.key(0))
