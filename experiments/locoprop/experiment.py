@@ -153,6 +153,9 @@ def _flops(init, step, batch_shapes) -> float | None:
 
 def fit(config, workdir: pathlib.Path) -> Mapping[str, Any]:
   """Trains one run; its `result.json`, or the reason why it diverged."""
+  found = stages.finished(config, workdir, may_differ=_NOT_IN_A_RUN)
+  if found is not None:
+    return found
   made = build(config)
   return stages.fit_or_diverge(
     made,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,18 +17,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common import stages
+from experiments.common import stages, study
 from experiments.locoprop import corpus
 from locojax.core import checks, metrics, trees, types
 from locojax.data import pipeline
 from locojax.methods import locoprop
 from locojax.methods.locoprop import matching
 from locojax.nn import lm
+from locojax.report import curves, runs
 from locojax.train import experiment, loop, optimizers, sharding, steps
 
 METHODS = ("adamw", "locoprop")
 # What does not change a run: which others there are.
-_NOT_IN_A_RUN = ("methods",)
+_NOT_IN_A_RUN = ("methods", "seeds")
+LOSS = "eval/test_loss"
 ACTIVATIONS = ("relu", "squared_relu", "leaky_relu", "elu", "smelu")
 OUTPUTS = ("softmax", "linear")
 
@@ -240,26 +243,86 @@ def build(config) -> experiment.Experiment:
   )
 
 
+def fit(config, folder: pathlib.Path) -> Mapping[str, Any]:
+  """Trains one run; its result, or the reason why it diverged."""
+  found = stages.finished(config, folder, may_differ=_NOT_IN_A_RUN)
+  if found is not None:
+    return found
+  return stages.fit_or_diverge(
+    build(config),
+    config,
+    folder,
+    log_every=config.log_every,
+    save_every=config.save_every,
+    may_differ=_NOT_IN_A_RUN,
+  )
+
+
+def _folder(workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
+  return workdir / method / f"seed_{seed}"
+
+
+def _row(made: study.Study, method: str) -> dict[str, Any]:
+  """Losses and milliseconds a step of a method, a number for each seed."""
+  found = [
+    stages.result(_folder(made.workdir, method, s)) for s in made.config.seeds
+  ]
+  value = lambda r, name: r.get("values", {}).get(name)
+  return {
+    "method": method,
+    "test_loss": [value(r, LOSS) for r in found],
+    "train_loss": [value(r, "train/loss") for r in found],
+    "step_ms": [
+      None if "diverged" in r else 1e3 * r["seconds"] / r["step"] for r in found
+    ],
+  }
+
+
+def _draw(made: study.Study, path: pathlib.Path) -> pathlib.Path:
+  """Test loss against steps and seconds."""
+  groups = {}
+  for method in made.config.methods:
+    folders = [_folder(made.workdir, method, s) for s in made.config.seeds]
+    several = [runs.load(f) for f in folders]
+    several = [r for r in several if r.finished]
+    if several:
+      groups[method] = several
+  panels = [
+    curves.Panel(LOSS, x=x, title=f"equal {x}", y_label="test loss")
+    for x in ("step", "seconds")
+  ]
+  data = {
+    (method, i): curves.average([runs.series(r, LOSS, x=p.x) for r in several])
+    for method, several in groups.items()
+    for i, p in enumerate(panels)
+  }
+  return curves.draw(data, list(groups), panels, path)
+
+
 def run(config, workdir: str) -> dict[str, Any]:
-  """Trains `config.methods`, a folder each; all resume.
+  """All methods over all seeds, then table and figure; resumes.
 
   Returns:
-    `{method: values of result.json}`.
+    The rows of the table and the paths of what was written.
   """
-  out = {}
   for method in config.methods:
-    folder = pathlib.Path(workdir).absolute() / method
-    one = stages.changed(config, method=method)
-    stages.fit(
-      build(one),
-      one,
-      folder,
-      log_every=one.log_every,
-      save_every=one.save_every,
-      may_differ=_NOT_IN_A_RUN,
+    checks.one_of("methods", method, METHODS)
+  cells = len(config.methods) * len(config.seeds)
+  with study.opened(
+    config, workdir, num_cells=cells, may_differ=_NOT_IN_A_RUN
+  ) as made:
+    for method in config.methods:
+      for seed in config.seeds:
+        one = stages.changed(config, method=method, seed=seed)
+        where = _folder(made.workdir, method, seed)
+        name = f"{method}, seed {seed}"
+        made.cell(name, where, functools.partial(fit, one, where))
+    return made.write(
+      [_row(made, method) for method in config.methods],
+      ["method", "test_loss", "train_loss", "step_ms"],
+      draw=functools.partial(_draw, made),
+      seeds=config.seeds,
     )
-    out[method] = stages.result(folder)
-  return out
 
 
 def evaluate(config, workdir: str) -> dict[str, float]:

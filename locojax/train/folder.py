@@ -25,7 +25,7 @@ ABSENT = "(not there)"
 # depends on when it is evaluated names that key otherwise.
 MAY_DIFFER = (
   *("log_every", "save_every", "keep", "eval_every", "num_evals"),
-  *("eval_batch_size", "results", "profile", "check", "mesh"),
+  *("eval_batch_size", "results", "profile", "check", "mesh", "layout"),
 )
 
 

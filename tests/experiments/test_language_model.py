@@ -41,16 +41,18 @@ def _batch():
 def test_tiny_trains_with_both_methods_and_resumes(tmp_path):
   config = _config()
   first = language_model.run(config, str(tmp_path))
-  assert set(first) == set(language_model.METHODS)
-  for method, result in first.items():
-    lines = (tmp_path / method / "metrics.jsonl").read_text().splitlines()
+  assert [r["method"] for r in first["rows"]] == list(language_model.METHODS)
+  for row in first["rows"]:
+    folder = tmp_path / row["method"] / "seed_0"
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     losses = [r["eval/test_loss"] for r in rows if "eval/test_loss" in r]
     assert losses[0] > 5.4  # log(256) is 5.5
-    assert losses[-1] < 3.2, method
-    assert result["step"] == config.num_steps
+    assert losses[-1] < 3.2, row
+    assert row["test_loss"] == [losses[-1]] and row["step_ms"][0] > 0
+    assert rows[-1]["step"] == config.num_steps
   assert language_model.run(config, str(tmp_path)) == first
-  values = language_model.evaluate(config, str(tmp_path / "locoprop"))
+  values = language_model.evaluate(config, str(folder))
   assert values["eval/test_loss"] == losses[-1]
 
 
