@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pathlib
 import sys
 import traceback
@@ -133,6 +134,20 @@ def _launch(config: Any, mode: str, workdir: str | None) -> int:
   return 0
 
 
+def _leave(code: int, said: str) -> int:
+  """Says why, and ends a program that was stopped in the middle of anything.
+
+  What was interrupted (a compilation, an event loop) may not be fit to be taken
+  down in order, and all files are whole: a process that is alone just ends.
+  """
+  print(said, file=sys.stderr)
+  if jax.process_count() > 1:
+    return code
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
 def main(_: Sequence[str]) -> int:
   """Launches what the flags say; the exit code."""
   absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells a lot
@@ -140,11 +155,9 @@ def main(_: Sequence[str]) -> int:
   try:
     return _launch(_CONFIG.value, _MODE.value, _WORKDIR.value)
   except stopping.Preempted as preempted:
-    print(f"SIGTERM: {preempted}", file=sys.stderr)
-    raise
-  except KeyboardInterrupt:
-    print("interrupted; run again to resume", file=sys.stderr)
-    return 130
+    return _leave(0, f"SIGTERM: {preempted}")
+  except KeyboardInterrupt as interrupted:
+    return _leave(130, str(interrupted) or "interrupted; run again to resume")
   except (ValueError, ImportError, FloatingPointError) as error:
     refused = _MODE.value == "check"
     return min(_refuse(error, _DEBUG.value), 1 if refused else 2)

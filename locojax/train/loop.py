@@ -214,7 +214,7 @@ class _Run:
         with self._clock.paused() as seconds:
           self._after(step, seconds, state, first_bad, values, stop)
       if stop and step < num_steps:
-        raise Preempted(f"at step {step} of {self._workdir}")
+        stopping.stop(f"at step {step} of {self._workdir}")
     if num_steps == 0:
       self._save(0, 0.0, state)
     return state
@@ -437,6 +437,7 @@ def fit(
     lock.Busy: another program works in the folder.
     NonFinite: a loss or a parameter is not finite; names the steps.
     Preempted: SIGTERM; the step was finished and saved.
+    stopping.Interrupted: Ctrl-C, likewise.
   """
   _check_settings(experiment, log_every, save_every, profile)
   workdir = pathlib.Path(workdir).absolute()

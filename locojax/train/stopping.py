@@ -1,7 +1,8 @@
-"""Being asked to stop: SIGTERM ends a program at the next safe place.
+"""Being asked to stop: a program ends at the next safe place.
 
-Clusters send SIGTERM some time before they take a machine away. A program that
-listens ends with exit code 0 and can be started again:
+Clusters send SIGTERM some time before they take a machine away; a program that
+listens ends with exit code 0 and can be started again. So it does after Ctrl-C,
+which is told as `KeyboardInterrupt`:
 
 * within `deferred` (the loop trains and saves there) the signal only leaves a
   mark, which `due` reads once a step;
@@ -16,9 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -38,23 +41,48 @@ class Preempted(SystemExit):
     return f"stopped {self.where}; run again to resume"
 
 
+class Interrupted(KeyboardInterrupt):
+  """The same by Ctrl-C, for a person at a terminal or in a notebook."""
+
+  def __init__(self, where: str):
+    super().__init__()
+    self.where = where
+
+  def __str__(self) -> str:
+    return f"stopped {self.where}; run again to resume"
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_HINT = b"\nstopping when it is safe; Ctrl-C again stops at once\n"
+
+
 class _Listener:
   """What this process knows; there is one."""
 
   def __init__(self):
-    self.asked = False
+    self.asked: int | bool = False
     self.depth = 0
     self.calls = itertools.count(1)
     self.installed = False
 
-  def hear(self, *_) -> None:
-    """The handler of the signal."""
-    self.asked = True
+  def hear(self, number: int, *_) -> None:
+    """The handler of the signals."""
+    again = self.asked == number == signal.SIGINT
+    self.asked = number
     if not self.depth:
-      raise Preempted("between two steps of the work")
+      raise _exception("between two steps of the work")
+    if again:
+      raise KeyboardInterrupt
+    if number == signal.SIGINT:
+      os.write(2, _HINT)  # whoever was interrupted may hold `sys.stderr`
 
 
 _LISTENER = _Listener()
+
+
+def _exception(where: str) -> BaseException:
+  by_person = _LISTENER.asked == signal.SIGINT
+  return Interrupted(where) if by_person else Preempted(where)
 
 
 def _can_listen() -> bool:
@@ -65,20 +93,21 @@ def _can_listen() -> bool:
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-  """Listens to SIGTERM while the context lasts; may be nested.
+  """Listens to SIGTERM and Ctrl-C while the context lasts; may be nested.
 
   Outside the main thread nothing is installed.
   """
   if not _can_listen():
     yield
     return
-  before = signal.signal(signal.SIGTERM, _LISTENER.hear)
+  before = {n: signal.signal(n, _LISTENER.hear) for n in _SIGNALS}
   _LISTENER.installed = True
   try:
     yield
   finally:
     _LISTENER.installed = _LISTENER.asked = False
-    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    for number, handler in before.items():
+      signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -101,14 +130,20 @@ def due() -> bool:
     # Calls are numbered through all stages: a step's number comes again.
     number = next(_LISTENER.calls)
     _LISTENER.asked = multihost_utils.reached_preemption_sync_point(number)
-  return _LISTENER.asked
+  return bool(_LISTENER.asked)
 
 
 def stop_if_due(where: str) -> None:
   """Ends the program here if it was asked to stop.
 
   Raises:
-    Preempted: it was; says `where`.
+    Preempted: it was, by SIGTERM; says `where`.
+    Interrupted: it was, by Ctrl-C.
   """
   if due():
-    raise Preempted(where)
+    stop(where)
+
+
+def stop(where: str) -> NoReturn:
+  """Ends the program here; see `stop_if_due`."""
+  raise _exception(where)

@@ -114,7 +114,7 @@ def test_what_diverged_is_told_and_a_stop_is_not_swallowed(tmp_path, capsys):
     assert "[1/3] one: diverged: the loss is" in capsys.readouterr().out
     made.skip(1)
     with pytest.raises(stopping.Preempted), stopping.deferred():
-      stopping._LISTENER.hear()
+      stopping._LISTENER.hear(15)
       made.cell("two", where, train)
 
 

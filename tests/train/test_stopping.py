@@ -30,9 +30,10 @@ def _fit(made, folder, **settings):
 
 @pytest.fixture(autouse=True)
 def _handler_is_put_back():
-  before = signal.getsignal(signal.SIGTERM)
+  both = (signal.SIGTERM, signal.SIGINT)
+  before = [signal.getsignal(n) for n in both]
   yield
-  assert signal.getsignal(signal.SIGTERM) == before
+  assert [signal.getsignal(n) for n in both] == before
   assert not stopping.due()
 
 
@@ -55,6 +56,38 @@ def test_while_deferred_a_mark_is_left():
       stopping.stop_if_due("here")  # still deferred
     with pytest.raises(stopping.Preempted, match="stopped before the next"):
       stopping.stop_if_due("before the next")  # whoever swallowed it
+
+
+def test_a_person_is_told_and_may_ask_twice(tmp_path, capfd):
+  interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)
+  made = toy.make()
+  whole = toy.bits(_fit(made, tmp_path / "whole"))
+
+  def twice(k, state):
+    if k == 7:
+      interrupt()
+      interrupt()
+
+  def once(k, state):
+    if k == 9:
+      interrupt()
+
+  for hook, error, steps in (
+    (twice, KeyboardInterrupt, [5]),
+    (once, stopping.Interrupted, [5, 10]),
+  ):
+    asks = _Asks()
+    asks.before_step, asks.check = hook, lambda step, head: None
+    with pytest.raises(KeyboardInterrupt) as told:
+      _fit(
+        dataclasses.replace(made, journal=asks), tmp_path / "a", save_every=5
+      )
+    assert type(told.value) is error
+    assert "Ctrl-C again" in capfd.readouterr().err
+    with checkpoints.Checkpoints(tmp_path / "a" / "ckpt") as store:
+      assert store.steps() == steps
+  assert "stopped at step 10" in str(told.value)
+  assert toy.bits(_fit(made, tmp_path / "a")) == whole
 
 
 def test_outside_the_main_thread_nothing_is_installed(tmp_path):
