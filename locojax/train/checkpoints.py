@@ -48,7 +48,9 @@ class Unreadable(ValueError):
   """There are checkpoints, and none of them can be read."""
 
 
-def _key_data_struct(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def _plain_struct(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  if not manifest.is_key(leaf):
+    return leaf
   data = jax.eval_shape(jax.random.key_data, leaf)
   return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
 
@@ -213,10 +215,7 @@ class Checkpoints:
   def _read(self, step: int, abstract: PyTree, found: manifest.Manifest):
     """`(state, reason)`; a difference of structure raises."""
     flat = trees.flatten(abstract)
-    plain = {
-      p: _key_data_struct(x) if manifest.is_key(x) else x
-      for p, x in flat.items()
-    }
+    plain = {p: _plain_struct(x) for p, x in flat.items()}
     place = f"checkpoint {step} of {self.folder}"
     _compare_names(found.arrays, plain, place)
     _compare(found.arrays, plain, place)
@@ -249,7 +248,7 @@ class Checkpoints:
         raise FileNotFoundError("the description of the state is missing")
       if not stored:
         return {}
-      return self._handlers["state"].restore(
+      out = self._handlers["state"].restore(
         folder,
         args=ocp.args.PyTreeRestore(
           stored,
@@ -257,6 +256,8 @@ class Checkpoints:
           partial_restore=True,
         ),
       )
+      _check_restored(out, stored)
+      return out
 
     arrays, reason = _attempt(read)
     if reason:
@@ -346,6 +347,18 @@ def _select(state, found, patterns, folder):
       f"{sorted(found)}."
     )
   return taken, report
+
+
+def _check_restored(arrays: Mapping[str, Any], wanted: Mapping[str, Any]):
+  """Orbax leaves a struct where a description does not speak of an array."""
+  bad = sorted(
+    path
+    for path, leaf in wanted.items()
+    if not isinstance(arrays.get(path), jax.Array)
+    or (arrays[path].shape, arrays[path].dtype) != (leaf.shape, leaf.dtype)
+  )
+  if bad:
+    raise ValueError(f"{bad} could not be restored")
 
 
 def _trouble(arrays: Mapping[str, Any], sums: Mapping[str, int] | None) -> str:
