@@ -115,14 +115,17 @@ class Checkpoints:
       create=not read_only,
       cleanup_tmp_directories=not read_only,
       enable_async_checkpointing=False,
+      # Else one of several damaged files ends the manager itself.
+      lightweight_initialize=True,
     )
     self._handlers = {
       "state": ocp.PyTreeCheckpointHandler(),
       "meta": ocp.JsonCheckpointHandler(),
     }
-    self._manager = ocp.CheckpointManager(
+    self._make_manager = lambda: ocp.CheckpointManager(
       self.folder, options=options, item_handlers=self._handlers
     )
+    self._manager = self._make_manager()
 
   def close(self) -> None:
     """Frees what the manager holds."""
@@ -136,8 +139,9 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """Steps of the complete checkpoints, oldest first."""
-    self._manager.reload()
-    return distributed.from_main(sorted(self._manager.all_steps()))
+    paths = ocp.utils.checkpoint_steps_paths(self.folder)
+    steps = [int(p.name) for p in paths if p.name.isdigit()]
+    return distributed.from_main(sorted(steps))
 
   def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:
     """Writes a checkpoint; returns when it is complete on disk.
@@ -281,6 +285,9 @@ class Checkpoints:
           shutil.rmtree(target)
         os.replace(self.folder / str(step), target)
     distributed.sync("unreadable checkpoints moved")
+    # It still counts those that are gone.
+    self._manager.close()
+    self._manager = self._make_manager()
 
   def read(
     self, state: PyTree, patterns: str | Sequence[str]

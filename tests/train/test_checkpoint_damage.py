@@ -281,6 +281,18 @@ def test_one_flipped_bit_anywhere(made, tmp_path, caplog):
         path.write_bytes(data)
 
 
+@pytest.mark.parametrize(
+  "pattern",
+  ["_CHECKPOINT_METADATA", "state/_sharding", "**/commit_success.txt"],
+)
+@pytest.mark.parametrize("text", ["[]", '{"item_handlers": 1}', "", "\x00"])
+def test_files_that_nothing_needs(made, tmp_path, caplog, pattern, text):
+  folder = _copy(made, tmp_path)
+  _all(pattern, lambda path: path.write_text(text))(folder / "7")
+  with checkpoints.Checkpoints(folder) as store:
+    assert not _found_or_harmless(store, made, caplog)
+
+
 def test_silent_damage_to_an_array_is_named(made, tmp_path, caplog):
   folder, struct = _copy(made, tmp_path), made[1]
   state = folder / "7" / "state"
