@@ -7,6 +7,11 @@ by name.
 
 A checkpoint is written beside its place and moved there when complete: a
 process killed at any moment leaves the earlier ones as they were.
+
+The JSON beside the arrays (`manifest.py`) has shape, dtype and checksum of each
+(`checksums.py`, with the cost), and a checksum of itself. So damage of any kind
+is found when a checkpoint is read, also where the store does not notice it, and
+is never taken for a difference between two runs.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,56 +28,37 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from locojax.core import checks, trees
-from locojax.train import distributed
+from locojax.train import checksums, distributed, manifest
 
 _log = logging.getLogger(__name__)
 
 PyTree = Any
-_KEYS = "key_impls"
 # Not RuntimeError: JAX says with it that memory ran out.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError)
+_UNREADABLE = (
+  OSError,
+  ValueError,
+  LookupError,
+  TypeError,
+  AttributeError,
+  EOFError,
+)
 
 
 class Unreadable(ValueError):
   """There are checkpoints, and none of them can be read."""
 
 
-def _is_key(leaf: Any) -> bool:
-  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _key_data_struct(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def _plain_struct(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  if not manifest.is_key(leaf):
+    return leaf
   data = jax.eval_shape(jax.random.key_data, leaf)
   return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
-
-
-def _impls(flat: Mapping[str, Any]) -> dict[str, str]:
-  """Names of the generators of typed keys, by path."""
-  return {
-    path: str(jax.random.key_impl(leaf))
-    for path, leaf in flat.items()
-    if _is_key(leaf)
-  }
-
-
-def _abstract_impls(flat: Mapping[str, Any]) -> dict[str, str]:
-  def impl(leaf):
-    out = []
-
-    def probe(key):
-      out.append(str(jax.random.key_impl(key)))
-      return key
-
-    jax.eval_shape(probe, leaf)
-    return out[0]
-
-  return {path: impl(leaf) for path, leaf in flat.items() if _is_key(leaf)}
 
 
 def _to_plain(state: PyTree) -> dict[str, jax.Array]:
   """The state by path, typed keys as their data."""
   return {
-    path: jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    path: jax.random.key_data(leaf) if manifest.is_key(leaf) else leaf
     for path, leaf in trees.flatten(state).items()
   }
 
@@ -129,15 +115,17 @@ class Checkpoints:
       create=not read_only,
       cleanup_tmp_directories=not read_only,
       enable_async_checkpointing=False,
+      # Else a damaged file that nothing needs can end the manager.
+      lightweight_initialize=True,
     )
-    self._manager = ocp.CheckpointManager(
-      self.folder,
-      options=options,
-      item_handlers={
-        "state": ocp.PyTreeCheckpointHandler(),
-        "meta": ocp.JsonCheckpointHandler(),
-      },
+    self._handlers = {
+      "state": ocp.PyTreeCheckpointHandler(),
+      "meta": ocp.JsonCheckpointHandler(),
+    }
+    self._make_manager = lambda: ocp.CheckpointManager(
+      self.folder, options=options, item_handlers=self._handlers
     )
+    self._manager = self._make_manager()
 
   def close(self) -> None:
     """Frees what the manager holds."""
@@ -151,8 +139,9 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """Steps of the complete checkpoints, oldest first."""
-    self._manager.reload()
-    return distributed.from_main(sorted(self._manager.all_steps()))
+    paths = ocp.utils.checkpoint_steps_paths(self.folder)
+    steps = [int(p.name) for p in paths if p.name.isdigit()]
+    return distributed.from_main(sorted(steps))
 
   def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:
     """Writes a checkpoint; returns when it is complete on disk.
@@ -162,12 +151,12 @@ class Checkpoints:
       state: tree of `jax.Array`, typed keys included.
       meta: anything that JSON can hold.
     """
-    meta = {**meta, _KEYS: _impls(trees.flatten(state))}
+    plain = _to_plain(state)
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(_to_plain(state)),
-        meta=ocp.args.JsonSave(meta),
+        state=ocp.args.PyTreeSave({p: x for p, x in plain.items() if x.size}),
+        meta=ocp.args.JsonSave(manifest.describe(meta, state, plain)),
       ),
       force=True,
     )
@@ -192,12 +181,12 @@ class Checkpoints:
     refused: dict[int, str] = {}
     self._say_unfinished()
     for step in reversed(self.steps()):
-      found, reason = self._metadata(step)
+      found, reason = self._found(step)
       if not reason:
-        state, meta, reason = self._read(step, abstract, found)
+        state, reason = self._read(step, abstract, found)
       if not reason:
         self._move_aside(list(refused))
-        return state, meta
+        return state, found.meta
       refused[step] = reason
       _log.warning("checkpoint %s is unreadable: %s", step, reason)
     if refused:
@@ -212,60 +201,76 @@ class Checkpoints:
     for name in sorted(set(names) - {str(s) for s in self.steps()}):
       _log.warning("checkpoint %s was never completed: left out", name)
 
-  def _metadata(self, step: int) -> tuple[dict[str, Any], str]:
-    """Shapes and dtypes by path, and the reason why not."""
-    found, reason = {}, ""
-    try:
-      found = dict(self._manager.item_metadata(step)["state"].tree)
-    except _UNREADABLE as error:
-      reason = _short(error)
-    except AttributeError:
-      reason = "the description of the state is missing"
-    return found, _agreed(reason)
+  def _item(self, step: int, name: str) -> pathlib.Path:
+    return self.folder / str(step) / name
 
-  def _read(self, step: int, abstract: PyTree, found: Mapping[str, Any]):
-    """`(state, meta, reason)`; a difference of structure raises."""
+  def _found(self, step: int) -> tuple[manifest.Manifest | None, str]:
+    """What the checkpoint says of itself, or the reason why it cannot."""
+
+    def read():
+      record = self._handlers["meta"].restore(self._item(step, "meta"))
+      if not manifest.is_old(record):
+        return manifest.checked(record)
+      tree = self._handlers["state"].metadata(self._item(step, "state")).tree
+      return manifest.of_old(record, tree)
+
+    return _attempt(read)
+
+  def _read(self, step: int, abstract: PyTree, found: manifest.Manifest):
+    """`(state, reason)`; a difference of structure raises."""
     flat = trees.flatten(abstract)
-    plain = {
-      p: _key_data_struct(x) if _is_key(x) else x for p, x in flat.items()
-    }
+    plain = {p: _plain_struct(x) for p, x in flat.items()}
     place = f"checkpoint {step} of {self.folder}"
-    _compare_names(found, plain, place)
-    _compare(found, plain, place)
-    arrays, meta, reason = self._arrays(step, plain)
-    if reason:
-      return None, None, reason
-    impls = meta.pop(_KEYS)
-    for path, impl in _abstract_impls(flat).items():
-      if impls.get(path) != impl:
+    _compare_names(found.arrays, plain, place)
+    _compare(found.arrays, plain, place)
+    impls = manifest.impls_of(flat)
+    for path, impl in impls.items():
+      if found.impls.get(path) != impl:
         raise ValueError(
-          f"{path!r} is a key of {impls.get(path)!r} in {place} and of "
+          f"{path!r} is a key of {found.impls.get(path)!r} in {place} and of "
           f"{impl!r} in this run: they must be equal."
         )
+    arrays, reason = self._arrays(step, plain, found)
+    if reason:
+      return None, reason
+    for path, impl in impls.items():
       arrays[path] = jax.random.wrap_key_data(arrays[path], impl=impl)
     tree = jax.tree.structure(abstract)
-    return jax.tree.unflatten(tree, [arrays[p] for p in flat]), meta, ""
+    return jax.tree.unflatten(tree, [arrays[p] for p in flat]), ""
 
-  def _arrays(self, step: int, wanted: Mapping[str, Any]):
-    """`(arrays, meta, reason)` of some paths of a checkpoint."""
-    wanted = dict(wanted)
-    arrays, meta, reason = {}, {}, ""
-    try:
-      out = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.PyTreeRestore(
-            wanted,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-            partial_restore=True,
-          ),
-          meta=ocp.args.JsonRestore(),
+  def _arrays(
+    self, step: int, wanted: Mapping[str, Any], found: manifest.Manifest
+  ):
+    """`(arrays, reason)` of some paths of a checkpoint, verified."""
+    stored = {p: x for p, x in wanted.items() if x.size}
+    folder = self._item(step, "state")
+
+    def read():
+      # The handler itself: the manager has a barrier at the end, at which the
+      # others would wait for a process that meets the damage alone.
+      if not (folder / "_METADATA").is_file():
+        raise FileNotFoundError("the description of the state is missing")
+      if not stored:
+        return {}
+      out = self._handlers["state"].restore(
+        folder,
+        args=ocp.args.PyTreeRestore(
+          stored,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(stored),
+          partial_restore=True,
         ),
       )
-      arrays, meta = dict(out["state"]), dict(out["meta"])
-    except _UNREADABLE as error:
-      reason = _short(error)
-    return arrays, meta, _agreed(reason)
+      _check_restored(out, stored)
+      return out
+
+    arrays, reason = _attempt(read)
+    if reason:
+      return None, reason
+    reason = _trouble(arrays, found.sums)
+    arrays = {
+      p: arrays[p] if p in stored else _nothing(x) for p, x in wanted.items()
+    }
+    return arrays, _agreed(reason)
 
   def _move_aside(self, steps: Sequence[int]) -> None:
     if self._read_only or not steps:
@@ -280,6 +285,9 @@ class Checkpoints:
           shutil.rmtree(target)
         os.replace(self.folder / str(step), target)
     distributed.sync("unreadable checkpoints moved")
+    # It still counts those that are gone.
+    self._manager.close()
+    self._manager = self._make_manager()
 
   def read(
     self, state: PyTree, patterns: str | Sequence[str]
@@ -301,11 +309,11 @@ class Checkpoints:
     """
     refused: dict[int, str] = {}
     for step in reversed(self.steps()):
-      found, reason = self._metadata(step)
+      found, reason = self._found(step)
       if not reason:
-        taken, report = _select(state, found, patterns, self.folder)
-        _compare(found, taken, f"checkpoint {step} of {self.folder}")
-        arrays, _, reason = self._arrays(step, taken)
+        taken, report = _select(state, found.arrays, patterns, self.folder)
+        _compare(found.arrays, taken, f"checkpoint {step} of {self.folder}")
+        arrays, reason = self._arrays(step, taken, found)
       if not reason:
         flat = {**trees.flatten(state), **arrays}
         tree = jax.tree.structure(state)
@@ -348,9 +356,81 @@ def _select(state, found, patterns, folder):
   return taken, report
 
 
+def _check_restored(arrays: Mapping[str, Any], wanted: Mapping[str, Any]):
+  """Orbax leaves a struct where a description does not speak of an array."""
+  bad = sorted(
+    path
+    for path, leaf in wanted.items()
+    if not isinstance(arrays.get(path), jax.Array)
+    or (arrays[path].shape, arrays[path].dtype) != (leaf.shape, leaf.dtype)
+  )
+  if bad:
+    raise ValueError(f"{bad} could not be restored")
+
+
+def _trouble(arrays: Mapping[str, Any], sums: Mapping[str, int] | None) -> str:
+  """What is wrong with arrays that the store read without complaint."""
+  if sums is not None:
+    now = checksums.of(arrays)
+    bad = sorted(path for path in arrays if now[path] != sums[path])
+    return f"{bad} are not as they were written (checksum)" if bad else ""
+  _log.info("a checkpoint without checksums: its values are not verified")
+  # No run saves these: they can only be damage.
+  bad = sorted(
+    path
+    for path, x in arrays.items()
+    if path.startswith("params/") and not _all_finite(x)
+  )
+  return f"{bad} are not finite" if bad else ""
+
+
+@jax.jit
+def _all_finite(x: jax.Array) -> jax.Array:
+  if not jnp.issubdtype(x.dtype, jnp.inexact):
+    return jnp.bool_(True)
+  return jnp.all(jnp.isfinite(x))
+
+
+def _nothing(leaf: Any) -> jax.Array:
+  """An array of size 0, which the store refuses to hold."""
+  return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+
+
+def _attempt(read: Callable[[], Any]) -> tuple[Any, str]:
+  """`(what was read, "")` or `(None, the reason why not)`, on all processes."""
+  out, reason = None, ""
+  try:
+    out = read()
+  except Exception as error:
+    if not _is_damage(error):
+      raise
+    reason = _short(error)
+  reason = _agreed(reason)
+  return (None, reason) if reason else (out, "")
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+  """An error and what caused it; the store wraps whatever it meets."""
+  out = [error]
+  while out[-1].__cause__ is not None:
+    out.append(out[-1].__cause__)
+  return out
+
+
+def _is_damage(error: BaseException) -> bool:
+  """Whether files are at fault; not for lack of memory or an interrupt.
+
+  The store raises a bare `Exception` from whatever stopped it at an array.
+  """
+  return all(
+    type(e) is Exception or isinstance(e, _UNREADABLE) for e in _causes(error)
+  )
+
+
 def _short(error: BaseException) -> str:
-  text = " ".join(str(error).split())
-  return f"{type(error).__name__}: {text[:300]}"
+  root = _causes(error)[-1]
+  text = " ".join(str(root).split())
+  return f"{type(root).__name__}: {text[:300]}"
 
 
 def _listed(refused: Mapping[int, str]) -> str:

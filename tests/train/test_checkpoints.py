@@ -101,6 +101,8 @@ def test_keep(tmp_path):
   _saved(tmp_path, steps=(1, 2, 5, 9), keep=2)
   with checkpoints.Checkpoints(tmp_path) as store:
     assert store.steps() == [5, 9]
+    store.save(12, _state(12, _mesh(data=-1)), {"step": 12})
+    assert store.steps() == [9, 12]
   with pytest.raises(ValueError, match="keep=0"):
     checkpoints.Checkpoints(tmp_path, keep=0)
 
