@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import pytest
+from packaging import version
 
 from scripts import readme_tables
 
@@ -120,6 +121,23 @@ def test_named_extras_exist(path):
   groups = re.findall(r"install '\.\[([\w,-]+)\]'", _text(path))
   groups += re.findall(r"scripts/install ([\w,-]+)", _text(path))
   assert {e for group in groups for e in group.split(",")} <= extras
+
+
+def test_tested_versions_are_those_of_the_package():
+  project = tomllib.loads(_text(ROOT / "pyproject.toml"))["project"]
+  lists = [project["dependencies"], *project["optional-dependencies"].values()]
+  found = re.findall(r"([\w-]+)>=([\d.]+)", " ".join(sum(lists, [])))
+  bounds = {name: version.Version(least) for name, least in found}
+  rows = [
+    r.strip("| ").split(" | ") for r in _text(ROOT / "README.md").split("\n")
+  ]
+  head = next(i for i, r in enumerate(rows) if r[0] == "Python")
+  names, _, oldest, *newer = rows[head : head + 5]
+  assert [bounds[n] for n in names[1:]] == [*map(version.Version, oldest[1:])]
+  for row in newer:
+    assert (
+      f"Programming Language :: Python :: {row[0]}" in project["classifiers"]
+    )
 
 
 @each_readme

@@ -361,10 +361,12 @@ def test_no_decomposition_is_batched(name):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_state_maps_over_parameters(name):
-  params = tree()
   tx = MAKERS[name](0.1)
-  mapped = optax.tree.map_params(tx, lambda x: x * 0, tx.init(params))
-  assert jax.tree.structure(mapped) == jax.tree.structure(tx.init(params))
+  state = tx.init(tree())
+  mapped = optax.tree.map_params(tx, lambda x: jnp.full_like(x, 7), state)
+  assert jax.tree.structure(mapped) == jax.tree.structure(state)
+  statistics = [x for x in jax.tree.leaves(mapped) if x.ndim and x.size]
+  assert len(statistics) >= 4 and all(np.all(x == 7) for x in statistics)
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -332,8 +332,12 @@ def test_poisson_cohorts_train(monkeypatch):
   batch = next(made.batches(0))
   assert batch["client_mask"].shape[0] > config.cohort_size
   state = made.init(jax.random.key(0))
-  state, found = jax.jit(made.step)(state, batch)
+  after, found = jax.jit(made.step)(state, batch)
   assert np.isfinite(float(found["loss"].value()))
+  moved = jax.tree.map(
+    lambda a, b: bool((a != b).all()), after.params, state.params
+  )
+  assert all(jax.tree.leaves(moved))
 
 
 def test_next_word_runs(tmp_path):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn import linear_model
 
 from experiments.limoe import bench, experiment, pairs, questions, report
 from experiments.limoe.configs import pairs as configs
@@ -202,6 +203,7 @@ def test_a_scanned_run_trains_on_a_mesh(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.tpu_check
 def test_a_scanned_step_on_a_slice_moves_tokens_and_no_weights():
   paper = configs.get_config("paper_s32")
   config = _config(
@@ -259,7 +261,7 @@ def test_no_test_scene_is_in_training():
   assert len(found.image) == data["num_train"]
 
 
-def test_batches_take_each_caption_at_random_and_repeat():
+def test_batches_are_the_same_from_any_start():
   config = _config()
   one = list(itertools.islice(experiment.batches(config, 1), 1))[0]
   two = list(itertools.islice(experiment.batches(config, 0), 2))[1]
@@ -291,6 +293,12 @@ def test_an_own_folder_is_a_training_set(tmp_path):
   batch = next(experiment.batches(config, 0))
   assert batch["image"].shape == (4, 48, 48, 3)
   assert batch["text"].shape == (4, 16)
+  # Each of the two captions of an image, at random.
+  seen = {}
+  for batch in itertools.islice(experiment.batches(config, 0), 20):
+    for image, text in zip(batch["image"], batch["text"]):
+      seen.setdefault(image.tobytes(), set()).add(text.tobytes())
+  assert [len(texts) for texts in seen.values()] == [2] * 10
   with pytest.raises(ValueError, match="data.path=''"):
     pairs.load(_config("folder").data.to_dict())
   with pytest.raises(ValueError, match="data.names"):
@@ -323,7 +331,7 @@ def test_no_emoji_of_the_tests_is_in_training(data_dir):
   assert len(found.image) + len(vendor.image) == 6399
 
 
-def test_ridge_regression_is_that_of_numpy_on_separable_data():
+def test_a_ridge_probe_is_that_of_scikit_learn():
   rng = np.random.default_rng(0)
   label = np.arange(60) % 3
   z = np.eye(3)[label] + 0.05 * rng.normal(size=(60, 3))
@@ -331,6 +339,15 @@ def test_ridge_regression_is_that_of_numpy_on_separable_data():
   assert questions.ridge_probe(*split, num_classes=3) == 1.0
   shuffled = split[0], (z[30:], (label[30:] + 1) % 3)
   assert questions.ridge_probe(*shuffled, num_classes=3) == 0.0
+  # And where classes overlap, with the intercept penalised too.
+  z = np.eye(3)[label] + 0.8 * rng.normal(size=(60, 3))
+  full = np.concatenate([z, np.ones((60, 1))], axis=1)
+  peer = linear_model.Ridge(alpha=3.0, fit_intercept=False)
+  peer.fit(full[:30], np.eye(3)[label[:30]])
+  right = peer.predict(full[30:]).argmax(axis=1) == label[30:]
+  split = (z[:30], label[:30]), (z[30:], label[30:])
+  found = questions.ridge_probe(*split, num_classes=3, l2=3.0)
+  assert found == right.mean() and 0.4 < found < 0.95
 
 
 def test_resizing_puts_transparent_images_on_white():

@@ -88,8 +88,11 @@ def test_results_file_is_valid(finished, tmp_path):
 def test_divergence_is_reported_not_fatal(tmp_path):
   config = _tiny(methods=("sgd", "adam"), reference="adam")
   with config.unlocked():
-    config.optimizers.sgd.learning_rate = 1e30
+    # Near the largest float32: the loss of 64 pixels after it is above that.
+    config.optimizers.sgd.learning_rate = 3e38
   out = experiment.run(config, str(tmp_path))
+  (found,) = tmp_path.rglob("diverged.json")
+  assert "sgd" in found.parts and "not finite" in found.read_text()
   rows = {r["method"]: r for r in out["rows"]}
   assert rows["sgd"]["train_equal_epochs"] == [None]
   assert rows["adam"]["ratio_equal_epochs"] == 1.0

@@ -24,6 +24,7 @@ from locojax.train import (
 )
 
 F32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+TPU = pytest.mark.tpu_check
 A, B = F32((4, 8)), F32((8, 8))
 ONE = 2 * 4 * 8 * 8
 
@@ -249,12 +250,18 @@ def _restructures(state, batch):
     ({}, {"topology": "v9:4x4"}, "one of 'v4', 'v5e'"),
     ({}, {"topology": "v5e"}, "topology='v5e' is not allowed"),
     ({}, {"topology": "v5e:4x4x4"}, "v5e slices have 2 axes"),
-    (
+    pytest.param(
       {},
       {"topology": "v4:4x4x4", "axes": {"data": 8, "model": 8}},
       r"do not map onto the torus .* mesh \[4, 4, 4\]\.$",
+      marks=TPU,
     ),
-    ({}, {"topology": "v5e:3x5"}, "topology='v5e:3x5' is not allowed"),
+    pytest.param(
+      {},
+      {"topology": "v5e:3x5"},
+      "topology='v5e:3x5' is not allowed",
+      marks=TPU,
+    ),
   ],
 )
 def test_refusals(settings, kwargs, words):
@@ -275,6 +282,7 @@ def test_missing_libtpu_names_the_extra(monkeypatch):
     topology.describe("v5e:2x2")
 
 
+@TPU
 def test_compilation_for_a_tpu_slice():
   report = check.run(
     _experiment(rules=(("kernel", P(None, "data", "model")),)),
@@ -299,6 +307,7 @@ def test_compilation_for_a_tpu_slice():
     assert words in report.text
 
 
+@TPU
 def test_tpu_refusals_memory_and_collectives():
   run = functools.partial(
     check.run, _experiment(), axes={"data": 4}, topology="v5e:2x2"
@@ -319,6 +328,7 @@ def test_tpu_refusals_memory_and_collectives():
     check.run(_experiment(), axes={"data": 2}, topology="v5e:2x2")
 
 
+@TPU
 def test_a_step_too_large_for_the_chip_is_refused_by_the_compiler():
   def step(state, batch):
     big = jnp.full((5, 2**15, 2**15), batch["x"][0, 0])  # 20 GiB
@@ -329,6 +339,7 @@ def test_a_step_too_large_for_the_chip_is_refused_by_the_compiler():
     check.run(replicated, axes={"data": 4}, topology="v5e:2x2")
 
 
+@TPU
 @pytest.mark.parametrize(
   ("name", "devices"),
   [("v5e:1x1", 1), ("v5e:2x4", 8), ("v4:2x2x2", 8), ("v5p:2x2x1", 4)],
@@ -432,5 +443,6 @@ def test_collectives_of_a_real_program():
   found = collectives.parse(compiled.as_text(), dict(mesh.shape))
   assert found and all(c.axes in ("data", "data,model") for c in found)
   gathers = [c for c in found if c.kind == "all-gather"]
-  assert gathers and all(c.trips == DEPTH for c in gathers if c.in_loop)
+  looped = [c for c in gathers if c.in_loop]
+  assert looped and all(c.trips == DEPTH for c in looped)
   assert np.all([c.trips_known for c in found])

@@ -23,6 +23,7 @@ def _toy_for(tmp_path, name, topology):
   return str(path)
 
 
+@pytest.mark.tpu_check
 def test_a_row_for_each_config(tmp_path, capsys):
   out = tmp_path / "found.json"
   first = f"{_toy_for(tmp_path, 'toy', 'v5e:2x2')}:tiny"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -58,8 +59,12 @@ def test_clock_goes_on_and_stands_still():
   assert seconds + 0.01 <= clock.stop() < seconds + 0.05
 
 
-def test_memory_has_only_known_names():
+def test_memory_is_that_of_the_fullest_device(monkeypatch):
   assert set(profiling.memory()) <= {"in_use", "peak", "limit"}
+  told = [{"bytes_in_use": 3, "bytes_limit": 9}, {"bytes_in_use": 5}, None]
+  devices = [types.SimpleNamespace(memory_stats=lambda s=s: s) for s in told]
+  monkeypatch.setattr(jax, "local_devices", lambda: devices)
+  assert profiling.memory() == {"in_use": 5, "limit": 9}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 Letters: N rows, I inputs, O outputs of a layer. X [N, I] inputs, W [I, O]
 kernel, A = X W + b [N, O], f the transfer function. The local pre-activation
-is A + X delta, so that delta = 0 gives back the recorded A to the last bit.
+is A + X delta, so that delta = 0 gives back the recorded A to the last bit, and
+where X delta is 0 there is no change, also where a compiler rounds f(A) in the
+loop otherwise than before it: Adam would make a full step of that bit.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class RowsChange:
     start: f(A), or None if it is computed each time.
     affine: of the record.
     response: f.
+    vector: whether f couples the entries of a row (softmax).
     kind: of the layer.
     scale: rows of the problem over rows seen.
     columns: number of samples taken in turn; 0 if all rows are seen.
@@ -46,6 +49,7 @@ class RowsChange:
   response: Callable[..., jax.Array] = dataclasses.field(
     metadata={"static": True}
   )
+  vector: bool = dataclasses.field(metadata={"static": True})
   kind: str = dataclasses.field(metadata={"static": True})
   scale: float = dataclasses.field(metadata={"static": True})
   columns: int = dataclasses.field(metadata={"static": True})
@@ -59,7 +63,11 @@ class RowsChange:
     )[1]
     moved = linear(delta)
     dtype = moved.dtype
+    still = moved == 0
+    if self.vector:
+      still = still.all(axis=-1, keepdims=True)
     change = self.response(preact + moved.astype(jnp.float32)) - start
+    change = jnp.where(still, 0.0, change)
     change = rows.masked(change * self.scale, mask)
     (out,) = jax.linear_transpose(linear, delta)(change.astype(dtype))
     return jax.tree.map(lambda x: x.astype(jnp.float32), out)
@@ -116,7 +124,11 @@ def gradient_change(
     return GramChange(record_gram(record, stride, "bias" in params))
   f = targets.response(transfer, options)
   make = functools.partial(
-    RowsChange, affine=record.affine, response=f, kind=record.kind
+    RowsChange,
+    affine=record.affine,
+    response=f,
+    vector=transfer.vector and options.variant != "squared",
+    kind=record.kind,
   )
   if stride == 1:
     preact, mask = record.preact.astype(jnp.float32), record.row_mask

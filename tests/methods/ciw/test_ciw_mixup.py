@@ -152,10 +152,15 @@ def test_sharded_is_unsharded():
 
 def test_no_gradient_through_weights():
   inputs, labels, weights, _ = _problem()
-  fn = lambda w: mixup.ciw_mixup(
-    KEY, inputs, labels, w, mode="sample_weight", num_classes=3
-  ).labels[0, 0]
-  assert not np.any(jax.grad(fn)(weights))
+
+  def total(w):
+    mixed = mixup.ciw_mixup(
+      KEY, inputs, labels, w, mode="sample_weight", num_classes=3
+    )
+    return (mixed.labels @ jnp.arange(3.0)).sum() + mixed.ratios[0]
+
+  assert abs(total(weights) - total(weights[::-1])) > 0.1  # they do matter
+  assert not np.any(jax.grad(total)(weights))
 
 
 @pytest.mark.parametrize(

@@ -170,12 +170,16 @@ def test_upcycled_blocks_fit_a_scanned_model():
       block.pop("feed_forward"), num_experts=4, key=KEY
     )
     tower[f"block_{i}"] = block
-  sparse = _model(**LIKE_S, scan=True)
+  # All experts are copies: their mixture is the dense block.
+  sparse = _model(**LIKE_S, scan=True, experts={"top_k": 4})
   stacked = _stack({**params, "tower": tower}, sparse)
   run = lambda m, p: jax.jit(m.apply)({"params": p}, IMAGES, TEXT)
   wanted, found = run(dense, params), run(sparse, stacked)
   assert len(found.infos) == 2 and wanted.infos == ()
   assert all(i.kept.all() for i in found.infos)
+  for name in ("z_image", "z_text"):
+    a, b = getattr(found, name), getattr(wanted, name)
+    np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.parametrize(

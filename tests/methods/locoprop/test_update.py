@@ -108,6 +108,27 @@ def test_no_gradient_no_change(solver):
   np.testing.assert_array_equal(w, W.astype(np.float32))
 
 
+@pytest.mark.parametrize("transfer", ["tanh", "gelu", "softmax"])
+def test_adam_does_not_move_what_has_no_gradient(transfer):
+  """Not by the bit by which f(A) in the loop may differ from that before it."""
+  rng = np.random.default_rng(0)
+  x, w, g = (rng.normal(size=s) for s in ((32, 16), (16, 8), (32, 8)))
+  run = functools.partial(
+    _apply,
+    x,
+    w,
+    inner="adam",
+    transfers={".*": transfer},
+    allow_nonconvex=True,
+  )
+  w = w.astype(np.float32)
+  np.testing.assert_array_equal(run(0 * g), w)
+  if transfer != "softmax":  # nor one unit beside others
+    moved = run(g * (np.arange(8) != 3)) != w
+    np.testing.assert_array_equal(moved.all(0), np.arange(8) != 3)
+    np.testing.assert_array_equal(moved.any(0), np.arange(8) != 3)
+
+
 def test_matching_is_squared_for_a_linear_transfer():
   m = _apply(transfers={".*": "linear"}, num_local_iters=7)
   s = _apply(variant="squared", num_local_iters=7)
@@ -167,7 +188,7 @@ def test_local_loss_falls_below_the_step_bound(transfer):
     values.append(
       local(_apply(g=0.2 * G, num_local_iters=num, transfers={".*": transfer}))
     )
-  assert np.all(np.diff(values) < 1e-6)
+  assert np.all(np.diff(values) < 1e-6) and values[-1] < values[0] - 1e-3
 
 
 def test_permuting_the_rows_changes_nothing():
