@@ -25,7 +25,13 @@ import optax
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec
 
-from experiments.ciw import methods, noise_report, noisy_images, search
+from experiments.ciw import (
+  methods,
+  noise_report,
+  noisy_images,
+  search,
+  settings,
+)
 from experiments.common import stages
 from locojax.core import checks, types
 from locojax.data import image, pipeline
@@ -41,6 +47,7 @@ from locojax.train import (
 )
 
 Experiment = experiment.Experiment
+check, check_run = settings.check, settings.check_run
 Cell = noise_report.Cell
 _VARY = ("init", "order", "dropout")
 
@@ -271,6 +278,7 @@ def _shapes(config, made: Plan):
 
 def build(config) -> Experiment:
   """One trial: `config.method` with `config.options`, under `config.noise`."""
+  check(config)
   made = plan(config)
   tx = _optimizer(config, made)
   shape = noisy_images.image_shape(config.data)

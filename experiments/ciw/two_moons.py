@@ -20,6 +20,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from experiments.ciw import moons_report
+from experiments.ciw import two_moons_settings as settings
 from experiments.ciw.baselines import losses as baselines
 from experiments.common import stages
 from locojax.core import checks, metrics, types
@@ -40,7 +41,8 @@ from locojax.train import (
 
 Experiment = experiment.Experiment
 NUM_CLASSES = 2
-METHOD_OPTIONS = ("loss", "loss_options", "instance", "classes")
+METHOD_OPTIONS = settings.METHOD_OPTIONS
+check_run = settings.check_run
 
 
 @functools.lru_cache(maxsize=64)
@@ -225,8 +227,15 @@ def _evaluator(config, made: Method):
   return run
 
 
+def check(config) -> None:
+  """Refuses what this experiment cannot run with; names the key."""
+  of_weights = functools.partial(weights, burnin=0, anneal_steps=1)
+  settings.check(config, per_example, of_weights)
+
+
 def build(config) -> Experiment:
   """One run: `config.method`, all replicas, a step an epoch."""
+  check(config)
   made = method(config)
   tx = optax.sgd(config.learning_rate, momentum=config.momentum)
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import stages
-from experiments.locoprop import autoencoder, optimizers, summary
+from experiments.locoprop import autoencoder, optimizers, settings, summary
 from locojax.core import checks
 from locojax.data import pipeline
 from locojax.methods import locoprop
@@ -34,6 +34,7 @@ from locojax.train import (
 )
 
 Experiment = experiment.Experiment
+check, check_run = settings.check, settings.check_run
 
 
 @functools.lru_cache(maxsize=2)
@@ -81,6 +82,7 @@ def _method(config) -> tuple[str, dict[str, Any]]:
 
 def build(config) -> Experiment:
   """One run: `config.method` for `config.num_epochs` from `config.seed`."""
+  check(config)
   arrays = None
   num_train, num_inputs = config.num_train, config.num_inputs
   if config.needs_data:

@@ -18,6 +18,7 @@ import optax
 
 from experiments.common import stages
 from experiments.locoprop import corpus
+from experiments.locoprop import language_model_settings as settings
 from locojax.core import checks, metrics, trees, types
 from locojax.data import pipeline
 from locojax.methods import locoprop
@@ -25,9 +26,10 @@ from locojax.methods.locoprop import matching
 from locojax.nn import lm
 from locojax.train import experiment, loop, optimizers, sharding, steps
 
-METHODS = ("adamw", "locoprop")
-ACTIVATIONS = ("relu", "squared_relu", "leaky_relu", "elu", "smelu")
-OUTPUTS = ("softmax", "linear")
+METHODS = settings.METHODS
+ACTIVATIONS = settings.ACTIVATIONS
+OUTPUTS = settings.OUTPUTS
+check, check_run = settings.check, settings.check_run
 
 
 def make_model(
@@ -35,7 +37,7 @@ def make_model(
 ) -> lm.DecoderLM:
   """The model of `config.model`; the activation is monotone."""
   checks.one_of("model.activation", activation, ACTIVATIONS)
-  checks.one_of("model.dtype", dtype, ("float32", "bfloat16"))
+  checks.one_of("model.dtype", dtype, settings.DTYPES)
   return lm.DecoderLM(
     activation=matching.get(activation).transfer,
     dtype=jnp.dtype(dtype),
@@ -201,7 +203,7 @@ def rules(layout: str):
       problem is spread without communication, embeddings on the vocabulary;
       'fsdp': the same, and over `data` on the other dimension.
   """
-  checks.one_of("layout", layout, ("replicated", "model", "fsdp"))
+  checks.one_of("layout", layout, settings.LAYOUTS)
   if layout == "replicated":
     return ()
   kernel, embedding = jax.P(None, "model"), jax.P("model", None)
@@ -214,6 +216,7 @@ def rules(layout: str):
 
 def build(config) -> experiment.Experiment:
   """One run: `config.method` from `config.seed`."""
+  check(config)
   model = make_model(**config.model.to_dict())
   loss_fn = make_loss(model)
   tx, step = make_step(config, loss_fn)
