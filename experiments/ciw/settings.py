@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from experiments.ciw import methods, noisy_images, search
@@ -33,7 +34,7 @@ _NOISES = settings.several(_noise, what="noises")
 RULES: dict[str, settings.Rule] = {
   **settings.COMMON,
   "data.name": settings.choice(noisy_images.SHAPES),
-  "data.data_dir": checks.text,
+  "data.data_dir": places.there,
   "data.num_train": checks.positive_int,
   "data.num_test": checks.positive_int,
   "data.validation": lambda name, found: checks.between(name, found, 0.0, 1.0),
@@ -83,9 +84,9 @@ def check(config) -> None:
   _check_images(config)
   _check_sizes(config)
   _check_drops(config)
+  fits = settings.several(functools.partial(_check_noise, config))
   for key in ("noise", "noises"):
-    for noise in config[key]:
-      _check_noise(config, key, noise)
+    fits(key, tuple(config[key]))
   options = config.options.to_dict()
   checks.positive("options.rate", options.pop("rate", 1.0))
   setup = methods.Setup(None, _classes(config), config.data.num_train, 1)
@@ -150,13 +151,13 @@ def _check_drops(config) -> None:
     checks.refuse("drops", drops, f"below num_epochs={config.num_epochs}")
 
 
-def _check_noise(config, key: str, noise: str) -> None:
+def _check_noise(config, name: str, noise: str) -> None:
   """The noise is one of these data."""
   kind, rate = noisy_images.parse_noise(noise)
   try:
     _check_kind(config, kind, rate)
   except ValueError as error:
-    raise ValueError(f"{key}={noise!r} is not allowed: {error}") from error
+    raise ValueError(f"{name}={noise!r} is not allowed: {error}") from error
 
 
 def _check_kind(config, kind: str, rate: Any) -> None:

@@ -78,8 +78,8 @@ def check(config, per_example: Made, weights: Made) -> None:
   table = config.table.to_dict()
   checks.one_of("method", config.method, table)
   for key in ("methods", "pictured"):
-    for name in config[key]:
-      checks.one_of(key, name, table)
+    known = settings.several(settings.choice(table), least=0)
+    known(key, tuple(config[key]))
   checks.one_of("burnin_method", config.burnin_method, table)
   for name, options in table.items():
     for make in (per_example, weights):
@@ -101,7 +101,7 @@ def check_run(config) -> None:
   Raises:
     ValueError: names the key.
   """
-  for name in config.pictured:
-    checks.one_of("pictured", name, config.methods)
+  known = settings.several(settings.choice(config.methods), least=0)
+  known("pictured", tuple(config.pictured))
   if config.burnin_sweep:
     checks.one_of("burnin_method", config.burnin_method, config.methods)

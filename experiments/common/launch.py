@@ -25,6 +25,7 @@ def module_of(config: Any) -> Any:
       "config.experiment is missing: it must name a module that has `build` "
       "and `run`, such as 'experiments.locoprop.experiment'."
     )
+  checks.text("config.experiment", config.experiment)
   try:
     module = importlib.import_module(config.experiment)
   except ModuleNotFoundError as error:

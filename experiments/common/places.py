@@ -47,13 +47,16 @@ def results(name: str, found: str) -> str:
   return found
 
 
-def data_set(key: str, name: str, data_dir: str | None) -> None:
+def data_set(
+  key: str, name: str, data_dir: str | None, given: Any = None
+) -> None:
   """A prepared data set is there.
 
   Args:
     key: dotted key of its name.
     name: of `datasets.DATASETS`, or as tfds names it.
     data_dir: as of the config.
+    given: what the key has, if not the name.
 
   Raises:
     ValueError: it is not there; says how to get it.
@@ -63,7 +66,15 @@ def data_set(key: str, name: str, data_dir: str | None) -> None:
   try:
     tfds_dirs.find(name, data_dir=data_dir or None)
   except FileNotFoundError as error:
-    raise ValueError(f"{key}={name!r} is not allowed here: {error}") from error
+    given = name if given is None else given
+    raise ValueError(f"{key}={given!r} is not allowed here: {error}") from error
+
+
+def there(name: str, found: str) -> str:
+  """A rule: nothing, or a file or folder that is there."""
+  if checks.text(name, found):
+    path(name, found, "a file or folder")
+  return found
 
 
 def path(
@@ -77,7 +88,7 @@ def path(
     what: it must be, for the message.
     folder: whether it must be a folder (True) or a file (False).
   """
-  where = pathlib.Path(os.path.expandvars(found))
+  where = pathlib.Path(os.path.expandvars(found)).expanduser()
   right = {None: where.exists, True: where.is_dir, False: where.is_file}
   if not found or not right[folder]():
     there = "" if not found else ", and there is none"

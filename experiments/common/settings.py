@@ -228,8 +228,10 @@ def mesh(name: str, axes: Mapping[str, int]) -> Mapping[str, int]:
     checks.one_of(f"axis of {name}", axis, sharding.AXES)
     if type(size) is not int or size != -1:
       either(-1, checks.positive_int)(f"{name}.{axis}", size)
-  if sum(size == -1 for size in axes.values()) > 1:
-    checks.refuse(name, dict(axes), "sizes of which one at most is -1")
+  free = [axis for axis in sharding.AXES if axes.get(axis) == -1]
+  if len(free) > 1:
+    other = f"where {name}.{free[0]} is -1"
+    checks.refuse(f"{name}.{free[1]}", -1, f"an integer, 1 or more, {other}")
   return axes
 
 
@@ -245,7 +247,8 @@ def rules(name: str, found: Sequence[Any]) -> Sequence[Any]:
       checks.refuse(name, found, f"{allowed}: {pair[0]!r} is no regex")
     for entry in several(anything, least=0, distinct=False)(name, pair[1]):
       for axis in (entry,) if isinstance(entry, str) else entry or ():
-        checks.one_of(f"axis of {name}", axis, sharding.AXES)
+        if axis not in sharding.AXES:
+          checks.refuse(name, found, f"of the mesh axes {sharding.AXES}")
   return found
 
 
@@ -261,7 +264,10 @@ def profile(name: str, found: Mapping[str, int]) -> Mapping[str, int]:
 def _topology(name: str, found: str) -> str:
   """A slice such as `v5e:4x4`; empty for none."""
   if checks.text(name, found):
-    topology.parse(found)
+    try:
+      topology.parse(found)
+    except ValueError as error:
+      raise ValueError(f"{name}={found!r} is not allowed: {error}") from error
   return found
 
 

@@ -24,7 +24,7 @@ TEXTS = ("stdlib", "roles", "folder")
 _DATA: dict[str, dict[str, settings.Rule]] = {
   "classification": {
     "data.name": settings.choice(datasets.DATASETS),
-    "data.data_dir": checks.text,
+    "data.data_dir": places.there,
     **dict.fromkeys(
       ("data.pool", "data.num_inputs", "data.num_clients"), checks.positive_int
     ),
@@ -35,7 +35,7 @@ _DATA: dict[str, dict[str, settings.Rule]] = {
   },
   "next_word": {
     "data.name": settings.choice(TEXTS),
-    "data.path": checks.text,
+    "data.path": places.there,
     "data.unit": settings.choice(client_texts.UNITS),
     **dict.fromkeys(
       ("data.num_words", "data.length", "data.max_sentences"),
@@ -118,7 +118,8 @@ def check(config, setting: Setting) -> None:
   chunk = config.clients_per_chunk
   settings.divides_mesh(config, "cohort_size", times=chunk)
   if not config.needs_data:
-    checks.positive_int("population with needs_data=False", config.population)
+    if not config.population:
+      checks.refuse("population", 0, "1 or more with needs_data=False")
     check_clients(config, config.population, setting)
   elif task == "classification":
     _check_writers(config)

@@ -41,7 +41,7 @@ RULES: dict[str, settings.Rule] = {
   "condition": settings.choice(conditions.CONDITIONS),
   "data.names": settings.several(settings.choice(pairs.SETS), what="data sets"),
   **dict.fromkeys(
-    ("data.data_dir", "data.path", "data.tokenizer"), checks.text
+    ("data.data_dir", "data.path", "data.tokenizer"), places.there
   ),
   **dict.fromkeys(
     ("data.vocab_size", "data.text_length", "data.image_size"),
@@ -184,8 +184,9 @@ def _check_experts(config) -> None:
 def _check_data(config) -> None:
   data, names = config.data, tuple(config.data.names)
   classes = {c for n in names for c in pairs.CLASSES.get(n, ())}
-  for name in data.held_out_classes:
-    checks.one_of("data.held_out_classes", name, sorted(classes))
+  settings.several(settings.choice(sorted(classes)), least=0)(
+    "data.held_out_classes", tuple(data.held_out_classes)
+  )
   if set(names) - {"emoji", "folder"}:
     checks.positive_int("data.num_train", data.num_train)
   if "scenes" in names:
@@ -202,4 +203,4 @@ def _check_data(config) -> None:
       places.path("data.path", data.path, what, folder=True)
     elif name != "scenes":
       prepared = "emoji_pairs" if name == "emoji" else name
-      places.data_set("data.names", prepared, data.data_dir)
+      places.data_set("data.names", prepared, data.data_dir, names)

@@ -42,7 +42,7 @@ RULES: dict[str, settings.Rule] = {
   **settings.COMMON,
   "data.name": settings.choice(corpus.NAMES),
   "data.num_bytes": checks.nonnegative_int,
-  "data.path": checks.text,
+  "data.path": places.there,
   **{
     f"model.{name}": checks.positive_int
     for name in ("vocab_size", "max_len", "num_layers", "num_heads")

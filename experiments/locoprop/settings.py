@@ -22,7 +22,7 @@ RULES: dict[str, settings.Rule] = {
   "data.size": checks.positive_int,
   "data.num_train": checks.positive_int,
   "data.num_test": checks.positive_int,
-  "data.data_dir": checks.text,
+  "data.data_dir": places.there,
   "needs_data": checks.boolean,
   "num_train": checks.positive_int,
   "num_inputs": checks.positive_int,
@@ -91,8 +91,8 @@ def _check_data(config) -> None:
 def _check_methods(config) -> None:
   table = config.optimizers.to_dict()
   checks.one_of("method", config.method, table)
-  for name in config.methods:
-    checks.one_of("methods", name, table)
+  known = settings.choice(table)
+  settings.several(known, least=0)("methods", tuple(config.methods))
   if config.methods and config.equal_seconds:
     checks.one_of("reference", config.reference, config.methods)
 

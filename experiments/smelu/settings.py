@@ -73,7 +73,7 @@ _CONDITION = settings.group(
 RULES: dict[str, settings.Rule] = {
   **settings.COMMON,
   "data.name": settings.choice(tasks.TASKS),
-  "data.data_dir": checks.text,
+  "data.data_dir": places.there,
   "data.num_train": checks.nonnegative_int,
   "data.num_test": checks.nonnegative_int,
   "model.preset": settings.choice(recommender.PRESETS),
