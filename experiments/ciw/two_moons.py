@@ -42,7 +42,7 @@ from locojax.train import (
 Experiment = experiment.Experiment
 NUM_CLASSES = 2
 METHOD_OPTIONS = settings.METHOD_OPTIONS
-check_run = settings.check_run
+check, check_run = settings.check, settings.check_run
 
 
 @functools.lru_cache(maxsize=64)
@@ -225,12 +225,6 @@ def _evaluator(config, made: Method):
     return out
 
   return run
-
-
-def check(config) -> None:
-  """Refuses what this experiment cannot run with; names the key."""
-  of_weights = functools.partial(weights, burnin=0, anneal_steps=1)
-  settings.check(config, per_example, of_weights)
 
 
 def build(config) -> Experiment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from experiments.ciw.baselines import losses
@@ -19,7 +19,8 @@ _INSTANCE = settings.group(
   required=("lam",),
 )
 _CLASSES = settings.group(
-  {"divergence": settings.anything, "gamma": checks.nonnegative}
+  {"divergence": settings.anything, "gamma": checks.nonnegative},
+  required=("gamma",),
 )
 METHOD_OPTIONS = ("loss", "loss_options", "instance", "classes")
 RULES: dict[str, settings.Rule] = {
@@ -58,16 +59,10 @@ RULES: dict[str, settings.Rule] = {
   "num_replicas": checks.positive_int,
   "save_every": checks.nonnegative_int,
 }
-Made = Callable[[Mapping[str, Any]], Any]
 
 
-def check(config, per_example: Made, weights: Made) -> None:
+def check(config) -> None:
   """Refuses what Two Moons cannot run with.
-
-  Args:
-    config: of `configs/two_moons.py`.
-    per_example, weights: make the losses and the weights of an entry of the
-      table, and refuse bad ones.
 
   Raises:
     ValueError: names the key, its value, and what is allowed.
@@ -82,17 +77,26 @@ def check(config, per_example: Made, weights: Made) -> None:
     known(key, tuple(config[key]))
   checks.one_of("burnin_method", config.burnin_method, table)
   for name, options in table.items():
-    for make in (per_example, weights):
-      settings.made(f"table.{name}", make, options)
-    if options.get("classes"):
-      key = f"table.{name}.classes"
-      settings.made(key, ciw_loss.ClassConfig, **options["classes"])
+    _check_method(f"table.{name}", options)
   if config.pictured_replica >= config.num_replicas:
     checks.refuse(
       "pictured_replica",
       config.pictured_replica,
       f"below num_replicas={config.num_replicas}",
     )
+
+
+def _check_method(key: str, options: Mapping[str, Any]) -> None:
+  """One entry of the table; makes its loss and weights, which check more."""
+  loss = options.get("loss", "cross_entropy")
+  given = options.get("loss_options", {})
+  settings.made(f"{key}.loss_options", losses.make, loss, **given)
+  for name, make in (
+    ("instance", ciw_loss.InstanceConfig),
+    ("classes", ciw_loss.ClassConfig),
+  ):
+    if options.get(name):
+      settings.made(f"{key}.{name}", make, **options[name])
 
 
 def check_run(config) -> None:

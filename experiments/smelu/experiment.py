@@ -29,7 +29,7 @@ from locojax.train import (
 )
 
 Experiment = experiment.Experiment
-parse_setting = settings.parse_setting
+Setting, parse_setting = settings.Setting, settings.parse_setting
 check, check_run = settings.check, settings.check_run
 PREDICTIONS = "predictions.npz"
 
