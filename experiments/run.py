@@ -120,9 +120,12 @@ def _launch(config: Any, mode: str, workdir: str | None) -> int:
   if mode != "check" and not workdir:
     raise ValueError(f"--workdir is missing: --mode={mode} needs a folder.")
   if mode == "check":
+    launch.check_settings(config, mode=mode)
     print(launch.check_report(config).text)
     return 0
+  launch.check_workdir(workdir, mode=mode)
   distributed.initialise()  # before anything else asks JAX
+  launch.check_settings(config, mode=mode, num_devices=jax.device_count())
   with stopping.listening():
     module = launch.module_of(config)
     if mode == "run":

@@ -39,4 +39,3 @@ def test_a_deprecated_call_of_ours_is_an_error(module, category):
 def test_those_of_others_are_not(module):
   with pytest.warns(DeprecationWarning, match="going away"):
     _call_from(module, DeprecationWarning)
-

@@ -24,7 +24,13 @@ import optax
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec
 
-from experiments.ciw import methods, noise_report, noisy_images, search
+from experiments.ciw import (
+  methods,
+  noise_report,
+  noisy_images,
+  search,
+  settings,
+)
 from experiments.common import stages, study
 from locojax.core import checks, files, types
 from locojax.data import image, pipeline
@@ -40,6 +46,7 @@ from locojax.train import (
 )
 
 Experiment = experiment.Experiment
+check, check_run = settings.check, settings.check_run
 Cell = noise_report.Cell
 _VARY = ("init", "order", "dropout")
 # What does not change a run: which others there are.
@@ -272,6 +279,7 @@ def _shapes(config, made: Plan):
 
 def build(config) -> Experiment:
   """One trial: `config.method` with `config.options`, under `config.noise`."""
+  check(config)
   made = plan(config)
   tx = _optimizer(config, made)
   shape = noisy_images.image_shape(config.data)

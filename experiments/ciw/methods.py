@@ -156,6 +156,7 @@ def _dynamic_bootstrapping(
   setup: Setup, *, burnin: float, prediction: str
 ) -> Method:
   """Labels move to the prediction by the posterior, after the burn-in."""
+  checks.one_of("prediction", prediction, dynamic.PREDICTIONS)
   start = setup.updates("burnin", burnin)
 
   def loss_fn(params, model_state, batch, key):
@@ -281,6 +282,9 @@ def _ciw_mixup(
       cross-entropy averaged.
     **options: of `_weighting`.
   """
+  checks.positive("mixup_alpha", mixup_alpha)
+  checks.nonnegative("power", power)
+  checks.boolean("reweight_mixed", reweight_mixed)
   weigh = _weighting(setup, **options)
 
   @steps.couples_examples

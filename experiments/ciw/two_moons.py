@@ -20,6 +20,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from experiments.ciw import moons_report
+from experiments.ciw import two_moons_settings as settings
 from experiments.ciw.baselines import losses as baselines
 from experiments.common import stages, study
 from locojax.core import checks, metrics, types
@@ -40,13 +41,14 @@ from locojax.train import (
 
 Experiment = experiment.Experiment
 NUM_CLASSES = 2
+METHOD_OPTIONS = settings.METHOD_OPTIONS
+check, check_run = settings.check, settings.check_run
 # What does not change a run: which others there are, and, the learning rate
 # being constant and burn-in counted in epochs, how long it goes on.
 _NOT_IN_A_RUN = (
   *("methods", "pictured", "burnin_sweep", "burnin_method"),
   *("num_epochs", "num_frames"),
 )
-METHOD_OPTIONS = ("loss", "loss_options", "instance", "classes")
 
 
 @functools.lru_cache(maxsize=64)
@@ -233,6 +235,7 @@ def _evaluator(config, made: Method):
 
 def build(config) -> Experiment:
   """One run: `config.method`, all replicas, a step an epoch."""
+  check(config)
   made = method(config)
   tx = optax.sgd(config.learning_rate, momentum=config.momentum)
 

@@ -56,7 +56,7 @@ _ADULT_LEFT_OUT = ("fnlwgt", "income")
 _ADULT_TEST, _ADULT_ROWS = 16281, 48842
 _AGE_BOUNDS = (18, 25, 35, 45, 50, 56)
 _ZIP_BUCKETS = 256
-_FOLDERS = {"movielens": ("movielens", "100k"), "adult": ("adult",)}
+FOLDERS = {"movielens": ("movielens", "100k"), "adult": ("adult",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def folder_of(
   name: str, data_dir: str | os.PathLike | None = None
 ) -> pathlib.Path:
   """Where a set is kept: `<data_dir>/movielens/100k` or `<data_dir>/adult`."""
-  parts = checks.lookup("name", name, _FOLDERS)
+  parts = checks.lookup("name", name, FOLDERS)
   return tfds_dirs.resolve(data_dir).joinpath(*parts)
 
 
@@ -128,7 +128,7 @@ def read_csv(path: pathlib.Path) -> list[list[str]]:
   return rows
 
 
-def _absent(name: str, paths: Sequence[pathlib.Path]) -> FileNotFoundError:
+def absent(name: str, paths: Sequence[pathlib.Path]) -> FileNotFoundError:
   tried = " and ".join(map(str, paths))
   return FileNotFoundError(
     f"the data set {name!r} is missing: looked for {tried}. To get it, in a "
@@ -179,7 +179,7 @@ def _tabular(
 
 def _read_npz(path: pathlib.Path) -> Split:
   if not path.is_file():
-    raise _absent("movielens", [path])
+    raise absent("movielens", [path])
   try:
     with np.load(path, allow_pickle=False) as f:
       return {name: f[name] for name in f.files}
@@ -252,7 +252,7 @@ def _adult_columns(data_dir) -> dict[str, np.ndarray]:
   paths = [folder / "adult.csv.gz", folder.parent / "adult.csv.gz"]
   path = next((p for p in paths if p.is_file()), None)
   if path is None:
-    raise _absent("adult", paths)
+    raise absent("adult", paths)
   header, *rows = read_csv(path)
   if tuple(header) != ADULT_COLUMNS or {len(r) for r in rows} != {len(header)}:
     raise ValueError(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.common import stages, study
-from experiments.dp_ftrl import mechanisms, record, report, tasks
+from experiments.dp_ftrl import mechanisms, record, report, settings, tasks
 from locojax.core import checks
 from locojax.data import cohorts, pipeline
 from locojax.methods import dp_ftrl
@@ -27,10 +27,11 @@ from locojax.methods.dp_ftrl import participation
 from locojax.train import distributed, experiment
 
 Experiment = experiment.Experiment
-TUNING_SEED = 1000
+TUNING_SEED = settings.TUNING_SEED
 _NOISE, _COUNT_NOISE = 0xD9, 0xD90C
 LEDGER = "ledger.jsonl"
-SAMPLERS = ("epochs", "min_sep")
+SAMPLERS = settings.SAMPLERS
+check_run = settings.check_run
 # What does not change a run: which others there are.
 _LISTS = ("methods", "rhos", "clip_norms", "seeds")
 _NOT_IN_A_RUN = (*_LISTS, "server_rates")
@@ -73,10 +74,7 @@ def _restart(config, per_epoch: int) -> dp_ftrl.RestartPolicy:
 
 def _room(config, mechanism: mechanisms.Mechanism) -> int:
   """Places of a cohort: more than are expected for a Poisson sample."""
-  if not mechanism.poisson:
-    return config.cohort_size
-  most = config.cohort_size + 7 * math.sqrt(config.cohort_size) + 7
-  return math.ceil(most / config.clients_per_chunk) * config.clients_per_chunk
+  return settings.room(config, mechanism.poisson, jax.device_count())
 
 
 def _sampler(config, mechanism, num_clients: int):
@@ -159,6 +157,11 @@ def _clip(config, mechanism) -> dp_ftrl.Clip | dp_ftrl.QuantileClip:
   )
 
 
+def check(config) -> None:
+  """Refuses what a run or the study cannot go on with; names the key."""
+  settings.check(config, setting)
+
+
 def build(config, folder: pathlib.Path | None = None) -> Experiment:
   """One run: `config.method` at `config.rho` with `config.server_rate`.
 
@@ -166,7 +169,9 @@ def build(config, folder: pathlib.Path | None = None) -> Experiment:
     config: of `configs/`.
     folder: where the ledger is kept; None keeps none.
   """
+  check(config)
   task = tasks.make(config)
+  settings.check_clients(config, _num_clients(config, task), setting)
   place = setting(config, _num_clients(config, task))
   mechanism = _mechanism(config.method, place, config.rho)
   tx = _server(config, mechanism)

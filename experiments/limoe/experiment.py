@@ -7,7 +7,6 @@ training has not seen, and writes table and figures (`report.py`).
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
@@ -19,48 +18,18 @@ import numpy as np
 import optax
 
 from experiments.common import stages, study
-from experiments.limoe import pairs, questions, report
+from experiments.limoe import conditions, pairs, questions, report, settings
 from locojax.core import checks, types
 from locojax.data import image, pipeline
 from locojax.methods import limoe
 from locojax.train import experiment, optimizers, steps
 
 Experiment = experiment.Experiment
-LOSSES = ("softmax", "sigmoid")
+LOSSES = settings.LOSSES
+Condition, CONDITIONS = conditions.Condition, conditions.CONDITIONS
+check, check_run = settings.check, settings.check_run
 # What does not change a run: which others there are.
 _NOT_IN_A_RUN = ("conditions", "seeds")
-
-
-@dataclasses.dataclass(frozen=True)
-class Condition:
-  """What a condition changes.
-
-  Attributes:
-    kind: `limoe`, `one_tower` or `two_tower` (both dense).
-    experts: settings of `limoe.MoeMlp`.
-    aux: `none`, `classic`, or `limoe` (classic and entropy losses).
-    bias: whether experts are balanced by a bias for each modality.
-  """
-
-  kind: str = "limoe"
-  experts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  aux: str = "none"
-  bias: bool = False
-
-
-_FIFO, _BPR = {"priority": "none"}, {"priority": "max"}
-CONDITIONS: dict[str, Condition] = {
-  "no_aux": Condition(experts=_FIFO),
-  "classic": Condition(experts=_FIFO, aux="classic"),
-  "classic_bpr": Condition(experts=_BPR, aux="classic"),
-  "classic_entropy": Condition(experts=_FIFO, aux="limoe"),
-  "limoe": Condition(experts=_BPR, aux="limoe"),
-  "bias": Condition(experts=_BPR, bias=True),
-  "expert_choice": Condition(experts={"router": "expert_choice"}),
-  "soft": Condition(experts={"router": "soft"}),
-  "dense_one_tower": Condition(kind="one_tower"),
-  "dense_two_tower": Condition(kind="two_tower"),
-}
 
 
 def _condition(config) -> Condition:
@@ -272,6 +241,7 @@ def batches(config, start: int):
 
 def build(config) -> Experiment:
   """One run: `config.condition` with `config.seed`."""
+  check(config)
   net = model(config)
   tx = _optimizer(config, net)
   shapes = _shapes(config)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import stages, study
-from experiments.locoprop import autoencoder, optimizers, summary
+from experiments.locoprop import autoencoder, optimizers, settings, summary
 from locojax.core import checks, files
 from locojax.data import pipeline
 from locojax.methods import locoprop
@@ -33,6 +33,7 @@ from locojax.train import (
 )
 
 Experiment = experiment.Experiment
+check, check_run = settings.check, settings.check_run
 # What a benchmark may be taken up with otherwise, and what is not of a run.
 _LISTS = ("methods", "seeds", "rate_factors", "equal_seconds")
 _NOT_IN_A_RUN = (*_LISTS, "reference")
@@ -83,6 +84,7 @@ def _method(config) -> tuple[str, dict[str, Any]]:
 
 def build(config) -> Experiment:
   """One run: `config.method` for `config.num_epochs` from `config.seed`."""
+  check(config)
   arrays = None
   num_train, num_inputs = config.num_train, config.num_inputs
   if config.needs_data:

@@ -19,6 +19,7 @@ import optax
 
 from experiments.common import stages, study
 from experiments.locoprop import corpus
+from experiments.locoprop import language_model_settings as settings
 from locojax.core import checks, metrics, trees, types
 from locojax.data import pipeline
 from locojax.methods import locoprop
@@ -27,12 +28,13 @@ from locojax.nn import lm
 from locojax.report import curves, runs
 from locojax.train import experiment, loop, optimizers, sharding, steps
 
-METHODS = ("adamw", "locoprop")
+METHODS = settings.METHODS
+ACTIVATIONS = settings.ACTIVATIONS
+OUTPUTS = settings.OUTPUTS
+check, check_run = settings.check, settings.check_run
 # What does not change a run: which others there are.
 _NOT_IN_A_RUN = ("methods", "seeds")
 LOSS = "eval/test_loss"
-ACTIVATIONS = ("relu", "squared_relu", "leaky_relu", "elu", "smelu")
-OUTPUTS = ("softmax", "linear")
 
 
 def make_model(
@@ -40,7 +42,7 @@ def make_model(
 ) -> lm.DecoderLM:
   """The model of `config.model`; the activation is monotone."""
   checks.one_of("model.activation", activation, ACTIVATIONS)
-  checks.one_of("model.dtype", dtype, ("float32", "bfloat16"))
+  checks.one_of("model.dtype", dtype, settings.DTYPES)
   return lm.DecoderLM(
     activation=matching.get(activation).transfer,
     dtype=jnp.dtype(dtype),
@@ -206,7 +208,7 @@ def rules(layout: str):
       problem is spread without communication, embeddings on the vocabulary;
       'fsdp': the same, and over `data` on the other dimension.
   """
-  checks.one_of("layout", layout, ("replicated", "model", "fsdp"))
+  checks.one_of("layout", layout, settings.LAYOUTS)
   if layout == "replicated":
     return ()
   kernel, embedding = jax.P(None, "model"), jax.P("model", None)
@@ -219,6 +221,7 @@ def rules(layout: str):
 
 def build(config) -> experiment.Experiment:
   """One run: `config.method` from `config.seed`."""
+  check(config)
   model = make_model(**config.model.to_dict())
   loss_fn = make_loss(model)
   tx, step = make_step(config, loss_fn)

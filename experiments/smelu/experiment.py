@@ -8,7 +8,6 @@ replicas of all points, keeps what they predict, and writes table and figure.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ import jax
 import numpy as np
 
 from experiments.common import stages, study
-from experiments.smelu import plane, tasks
+from experiments.smelu import plane, settings, tasks
 from locojax.core import checks, files, types
 from locojax.data import pipeline
 from locojax.train import (
@@ -30,41 +29,11 @@ from locojax.train import (
 )
 
 Experiment = experiment.Experiment
+Setting, parse_setting = settings.Setting, settings.parse_setting
+check, check_run = settings.check, settings.check_run
 PREDICTIONS = "predictions.npz"
 # What does not change a run: which others there are.
 _LISTS = ("grid",)
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-  """`relu`, `smelu:0.5`, `relu*3` (ensembles of 3), `relu+warm`.
-
-  Attributes:
-    activation: a name of the activations.
-    ensemble: models whose mean prediction counts as one.
-    warm: whether the replicas go on from one trained model.
-  """
-
-  activation: str
-  ensemble: int = 1
-  warm: bool = False
-
-
-def parse_setting(text: str) -> Setting:
-  """A setting from its text.
-
-  Raises:
-    ValueError: it cannot be read.
-  """
-  name, plus, warm = text.partition("+")
-  name, times, number = name.partition("*")
-  if (plus and warm != "warm") or (times and not number.isdigit()):
-    raise ValueError(
-      f"setting={text!r} is not allowed: it must be an activation, with '*k' "
-      "behind it for ensembles of k, or '+warm' for a warm start."
-    )
-  ensemble = checks.positive_int("ensemble", int(number or 1))
-  return Setting(name, ensemble, bool(plus))
 
 
 def _task(config, activation: str) -> tasks.Task:
@@ -97,6 +66,7 @@ def build(config, warm: types.PyTree | None = None) -> Experiment:
     config: of `configs/plane.py`.
     warm: parameters that all replicas start from, for a warm start.
   """
+  check(config)
   setting = parse_setting(config.setting)
   task = _task(config, setting.activation)
   plain = _plain(config, setting, task, warm)

@@ -232,6 +232,7 @@ def make(
 def validation(task: Task, share: float) -> Task:
   """The task with the last part of the training data in place of the test."""
   num = len(next(iter(task.train.values())))
+  checks.between("share", share, 0.0, 1.0)
   cut = num - max(1, round(share * num))
   return dataclasses.replace(
     task,

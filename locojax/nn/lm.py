@@ -50,6 +50,14 @@ class DecoderLM(nn.Module):
   use_bias: bool = True
   dtype: Any = None
 
+  def _check(self) -> None:
+    for name in ("vocab_size", "max_len", "model_size"):
+      checks.positive_int(name, getattr(self, name))
+    if self.hidden_size is not None:
+      checks.positive_int("hidden_size", self.hidden_size)
+    checks.one_of("positions", self.positions, POSITIONS)
+    checks.float_dtype("dtype", self.dtype)
+
   @nn.compact
   def __call__(
     self,
@@ -82,7 +90,7 @@ class DecoderLM(nn.Module):
     Raises:
       ValueError: a setting, or a sequence that is too long.
     """
-    checks.one_of("positions", self.positions, POSITIONS)
+    self._check()
     checks.in_range("length of tokens", tokens.shape[1], 1, self.max_len)
     places = self._places(tokens, valid, decode)
     embed = nn.Embed(

@@ -44,6 +44,7 @@ class WeightNormDense(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """`[..., din]` to `[..., features]`."""
+    checks.positive_int("features", self.features)
     shape = (x.shape[-1], self.features)
     v = self.param("kernel", self.kernel_init, shape)
     length = jnp.sqrt(jnp.sum(jnp.square(v), axis=0) + self.eps)
@@ -121,7 +122,12 @@ class MLP(nn.Module):
 
     Returns:
       `[..., features[-1]]`.
+
+    Raises:
+      ValueError: a bad setting.
     """
+    checks.sizes("features", self.features)
+    checks.float_dtype("dtype", self.dtype)
     checks.one_of("normalization", self.normalization, NORMALIZATIONS)
     checks.in_range("dropout_rate", self.dropout_rate, 0.0, 1.0)
     for i in range(len(self.features)):
@@ -164,7 +170,15 @@ class Autoencoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """`[batch, num_inputs]` to logits `[batch, num_inputs]`."""
+    """`[batch, num_inputs]` to logits `[batch, num_inputs]`.
+
+    Raises:
+      ValueError: a size below 1, or an unknown dtype.
+    """
+    checks.positive_int("num_inputs", self.num_inputs)
+    checks.sizes("hidden", self.hidden)
+    checks.positive_int("code_size", self.code_size)
+    checks.float_dtype("dtype", self.dtype)
     for i, size in enumerate(self.hidden):
       x = self.activation(self._dense(size, f"encoder_{i}")(x))
     x = self._dense(self.code_size, "code")(x)

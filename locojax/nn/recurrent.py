@@ -135,6 +135,7 @@ class Recurrent(nn.Module):
   def _check(self) -> None:
     checks.one_of("cell", self.cell, GATES)
     checks.positive_int("units", self.units)
+    checks.float_dtype("dtype", self.dtype)
     checks.positive_int("unroll", self.unroll)
     if self.projection is not None:
       checks.positive_int("projection", self.projection)

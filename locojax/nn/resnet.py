@@ -128,6 +128,7 @@ class PreActResNet(nn.Module):
     checks.positive_int("number of stages", len(self.stage_sizes))
     for i, size in enumerate(self.stage_sizes):
       checks.positive_int(f"stage_sizes[{i}]", size)
+    checks.float_dtype("dtype", self.dtype)
     checks.one_of("norm", self.norm, NORMS)
     checks.one_of("shortcut", self.shortcut, SHORTCUTS)
     floats = jnp.issubdtype(images.dtype, jnp.floating)

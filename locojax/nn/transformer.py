@@ -39,6 +39,7 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """`[..., E]` to `[..., E]`."""
+    checks.positive_int("hidden_size", self.hidden_size)
 
     def dense(size, name):
       return nn.Dense(

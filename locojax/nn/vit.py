@@ -37,6 +37,7 @@ class PatchEmbed(nn.Module):
       raise ValueError(
         f"images have shape {images.shape}: it must be [B, H, W, channels]."
       )
+    checks.positive_int("size", self.size)
     for name, side in zip(("height", "width"), images.shape[1:3]):
       checks.divisible(name, side, "patch_size", self.patch_size)
     patch = (self.patch_size, self.patch_size)

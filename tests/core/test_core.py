@@ -22,6 +22,15 @@ from locojax.core import checks, mesh, metrics, trees, types
     (checks.positive_int, 1.5, "integer"),
     (checks.positive_int, 0, "integer"),
     (checks.positive_int, True, "integer"),
+    (checks.positive_int, np.True_, "integer"),
+    (checks.nonnegative_int, -1, "integer, 0 or more"),
+    (checks.boolean, 1, "True or False"),
+    (checks.text, 3, "a text"),
+    (checks.sizes, (2, 0), "each 1 or more"),
+    (checks.sizes, "22", "each 1 or more"),
+    (checks.sizes, 3, "each 1 or more"),
+    (checks.float_dtype, "float33", "'bfloat16'"),
+    (checks.float_dtype, "int32", "'bfloat16'"),
   ],
 )
 def test_checks_name_value_and_what_is_allowed(check, value, allowed):
@@ -34,6 +43,15 @@ def test_checks_return_the_value():
   assert checks.positive("x", 0.5) == 0.5
   assert checks.nonnegative("x", 0) == 0
   assert checks.positive_int("x", np.int64(3)) == 3
+  assert checks.nonnegative_int("x", 0) == 0
+  assert checks.int_in_range("x", 2, 1, 2) == 2
+  assert checks.below("x", 0, 0, 1) == 0
+  assert checks.between("x", 0.5, 0, 1) == 0.5
+  assert checks.boolean("x", False) is False
+  assert checks.text("x", "") == ""
+  assert checks.sizes("x", [2, 3]) == (2, 3) and checks.sizes("x", ()) == ()
+  assert checks.float_dtype("x", jnp.bfloat16) is jnp.bfloat16
+  assert checks.float_dtype("x", None) is None
   assert checks.in_range("x", 1, 0, 1) == 1
   assert checks.one_of("x", "a", ("a", "b")) == "a"
   assert checks.lookup("x", "b", {"a": 1, "b": 2}) == 2
@@ -43,6 +61,12 @@ def test_checks_return_the_value():
 def test_checks_of_choices_and_shapes():
   with pytest.raises(ValueError, match=r"\[0, 1\]"):
     checks.in_range("rate", 1.5, 0, 1)
+  with pytest.raises(ValueError, match=r"an integer in \[1, 2\]"):
+    checks.int_in_range("n", 3, 1, 2)
+  with pytest.raises(ValueError, match=r"momentum=1 .*\[0, 1\)"):
+    checks.below("momentum", 1, 0, 1)
+  with pytest.raises(ValueError, match=r"delta=0 .*\(0, 1\)"):
+    checks.between("delta", 0, 0, 1)
   with pytest.raises(ValueError, match="'alpha', 'beta'.*mean 'alpha'"):
     checks.one_of("name", "alhpa", ("alpha", "beta"))
   with pytest.raises(ValueError, match=r"a has shape \(2,\) and b .*\(3,\)"):

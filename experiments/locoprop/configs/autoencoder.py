@@ -173,8 +173,8 @@ def _fashion_mnist(config):
 
 def _digits(config):
   _other_data(config, "digits", 8)
-  config.data.update(num_train=1500, num_test=297)
-  config.num_train, config.batch_size = 1500, 150
+  config.data.update(num_train=1442, num_test=297)
+  config.num_train, config.batch_size = 1442, 150
 
 
 def _ablation(config):

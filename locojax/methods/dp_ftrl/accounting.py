@@ -62,9 +62,7 @@ def total_noise_multiplier(
 
 
 def _check_delta(delta: float) -> float:
-  if not 0 < delta < 1:
-    raise ValueError(f"delta={delta} is not allowed: it must be in (0, 1).")
-  return delta
+  return checks.between("delta", delta, 0, 1)
 
 
 def _log_delta(eps: float, mu: float) -> float:

@@ -334,7 +334,8 @@ def fit_blt(
 
   from locojax.methods.dp_ftrl import sensitivity
 
-  checks.in_range("num_buffers", num_buffers, 1, 4)
+  checks.positive_int("num_rounds", num_rounds)
+  checks.int_in_range("num_buffers", num_buffers, 1, 4)
   checks.one_of("objective", objective, ("mean", "max"))
   reduce = {"mean": np.mean, "max": np.max}[objective]
   impulse = np.zeros(num_rounds)

@@ -71,6 +71,7 @@ class NextWordModel(nn.Module):
   def _check(self) -> None:
     for name in ("vocab_size", "embedding_size", "units", "num_layers"):
       checks.positive_int(name, getattr(self, name))
+    checks.float_dtype("dtype", self.dtype)
     width = self.projection or self.units
     width = self.embedding_size if self.bottleneck else width
     if self.tie_embedding and width != self.embedding_size:

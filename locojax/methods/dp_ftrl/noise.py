@@ -478,10 +478,9 @@ def dp_ftrl(
     ValueError: a bad setting.
   """
   checks.positive("num_clients", num_clients)
-  if not 0 <= momentum < 1:
-    raise ValueError(
-      f"momentum={momentum} is not allowed: it must be in [0, 1)."
-    )
+  if not callable(learning_rate) and not isinstance(learning_rate, jax.Array):
+    checks.nonnegative("learning_rate", learning_rate)
+  checks.below("momentum", momentum, 0, 1)
   if nesterov and not momentum:
     raise ValueError("nesterov=True is not allowed with momentum=0.")
   shared = {

@@ -36,6 +36,7 @@ import optax
 
 from locojax.core import checks, metrics, trees, types
 from locojax.methods.dp_ftrl import clipping, cohort_sum
+from locojax.methods.dp_ftrl import noise as noise_lib
 
 # Metrics with this prefix, and `loss`, come from private data without noise.
 NOT_PRIVATE = "not_private/"
@@ -79,12 +80,11 @@ def server_sgd(
     ValueError: a bad setting.
   """
   checks.positive("num_clients", num_clients)
-  checks.in_range("momentum", momentum, 0.0, 1.0)
-  if momentum == 1 or (nesterov and not momentum):
-    raise ValueError(
-      f"momentum={momentum} is not allowed with nesterov={nesterov}: it must "
-      "be below 1, and above 0 for nesterov."
-    )
+  if not callable(learning_rate) and not isinstance(learning_rate, jax.Array):
+    checks.nonnegative("learning_rate", learning_rate)
+  checks.below("momentum", momentum, 0, 1)
+  if nesterov and not momentum:
+    checks.refuse("momentum", momentum, "above 0 with nesterov=True")
   sgd = optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov)
   parts = [] if noise is None else [noise]
   return optax.with_extra_args_support(
@@ -113,9 +113,14 @@ def init_state(
     key: typed PRNG key of the run, for the clients' own randomness; not that of
       the noise.
     model_state: non-trainable variables; None stands for `{}`.
+
+  Raises:
+    ValueError: adaptive clipping of updates whose noise cannot follow it.
   """
   _check_clip(clip)
   opt_state = tx.init(params)
+  if isinstance(clip, clipping.QuantileClip):
+    _check_noise_follows(opt_state)
   if isinstance(clip, clipping.QuantileClip):
     opt_state = RoundState(opt_state, clipping.quantile_clip_init(clip))
   return types.TrainState(
@@ -145,6 +150,16 @@ def clip_norm_in_force(
     return clip.norm
   inner = state.opt_state.clip
   return float(jax.device_get(inner.estimate if starts_tree else inner.norm))
+
+
+def _check_noise_follows(opt_state: types.PyTree) -> None:
+  """Refuses a matrix mechanism, whose noise is made for one norm."""
+  is_matrix = lambda x: isinstance(x, noise_lib.MatrixNoiseState)
+  if any(map(is_matrix, jax.tree.leaves(opt_state, is_leaf=is_matrix))):
+    raise ValueError(
+      "clip=QuantileClip(...) is not allowed with a matrix mechanism or "
+      "independent noise: it must be a Clip, or tx have tree noise."
+    )
 
 
 def _check_clip(clip: Any) -> None:

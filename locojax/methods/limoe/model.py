@@ -30,6 +30,10 @@ from locojax.nn import attention, transformer, vit
 
 ORDERS = ("images_first", "texts_first", "interleaved")
 Streams = dict[str, jax.Array]
+_SIZE_FIELDS = (
+  *("width", "num_layers", "num_heads", "hidden_size"),
+  *("patch_size", "vocab_size", "max_text_len"),
+)
 # Collections that get a leading axis of layers under `scan`.
 _STACKED_COLLECTIONS = ("params", "balance", "intermediates")
 
@@ -320,6 +324,14 @@ class OneTower(nn.Module):
   dtype: Any = None
 
   def _check(self, images, text) -> None:
+    for name in _SIZE_FIELDS:
+      checks.positive_int(name, getattr(self, name))
+    for name in ("embed_dim", "group_examples"):
+      if getattr(self, name) is not None:
+        checks.positive_int(name, getattr(self, name))
+    checks.divisible("width", self.width, "num_heads", self.num_heads)
+    checks.positive("temperature_init", self.temperature_init)
+    checks.float_dtype("dtype", self.dtype)
     checks.one_of("order", self.order, ORDERS)
     if images is None and text is None:
       raise ValueError("images=None and text=None: at least one is needed.")
@@ -329,7 +341,7 @@ class OneTower(nn.Module):
         f"{self.experts}: both or neither."
       )
     for i in self.moe_layers:
-      checks.in_range("moe_layers", i, 0, self.num_layers - 1)
+      checks.int_in_range("moe_layers", i, 0, self.num_layers - 1)
     if text is not None:
       if text.ndim != 2 or text.shape[1] > self.max_text_len:
         raise ValueError(

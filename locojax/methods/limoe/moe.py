@@ -147,7 +147,15 @@ class MoeMlp(nn.Module):
   def _check(self) -> None:
     checks.positive_int("num_experts", self.num_experts)
     checks.positive_int("hidden_size", self.hidden_size)
-    checks.in_range("top_k", self.top_k, 1, self.num_experts)
+    checks.int_in_range("top_k", self.top_k, 1, self.num_experts)
+    for name in ("multiple_of", "num_modalities"):
+      checks.positive_int(name, getattr(self, name))
+    for name in ("capacity_factor", "eval_capacity_factor"):
+      if getattr(self, name) is not None:
+        checks.positive(name, getattr(self, name))
+    if self.group_size is not None:
+      checks.positive_int("group_size", self.group_size)
+    checks.float_dtype("dtype", self.dtype)
     checks.one_of("router", self.router, ROUTERS)
     checks.one_of("priority", self.priority, routing.PRIORITIES)
     checks.one_of("dispatcher", self.dispatcher, dispatch.DISPATCHERS)

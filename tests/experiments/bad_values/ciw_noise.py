@@ -1,0 +1,67 @@
+"""Bad settings of `experiments/ciw/configs/noise.py`."""
+
+from __future__ import annotations
+
+NAN = float("nan")
+
+ROWS = [
+  ("tiny", {"data.name": "digit"}, "data.name", "mean 'digits'"),
+  ("tiny", {"data.num_train": 2000}, "data.num_train", "at most 1442"),
+  ("tiny", {"data.num_test": 0}, "data.num_test", "1 or more"),
+  ("tiny", {"data.validation": 1.0}, "data.validation", "(0.0, 1.0)"),
+  ("tiny", {"data.pool": 3}, "data.pool", "a divisor of 8"),
+  ("tiny", {"data.mean": (0.1, 0.2)}, "data.mean", "1 or 1 numbers"),
+  ("tiny", {"data.std": (0.0,)}, "data.std", "above 0"),
+  ("gpu", {"data.name": "cifar10"}, "data.name", "tensorflow_datasets"),
+  ("paper_cifar100", {"data.name": "cifar100"}, "data.name", "'cifar10'"),
+  ("tiny", {"crop_pad": -1}, "crop_pad", "0 or more"),
+  ("tiny", {"model.kind": "resnett"}, "model.kind", "mean 'resnet'"),
+  ("tiny", {"model.hidden": (0,)}, "model.hidden", "each 1 or more"),
+  ("human", {"model.width": 0}, "model.width", "1 or more"),
+  ("human", {"model.stage_sizes": (1, 0)}, "model.stage_sizes", "1 or more"),
+  ("human", {"model.dtype": "half"}, "model.dtype", "'float32'"),
+  ("tiny", {"model.dtype": "bfloat16"}, "model.dtype", "model.kind='mlp'"),
+  ("tiny", {"batch_size": 1400}, "batch_size", "at most 1298"),
+  ("tiny", {"updates_per_step": 7}, "updates_per_step", "a divisor of 20"),
+  ("tiny", {"learning_rate": NAN}, "learning_rate", "above 0"),
+  ("tiny", {"momentum": 1.0}, "momentum", "[0.0, 1.0)"),
+  ("tiny", {"weight_decay": -1e-4}, "weight_decay", "0 or more"),
+  ("tiny", {"schedule": "step"}, "schedule", "mean 'steps'"),
+  ("tiny", {"warmup_updates": -1}, "warmup_updates", "0 or more"),
+  ("tiny", {"drops": (10.0,)}, "drops", "schedule='steps'"),
+  ("paper", {"drops": (10.0, 200.0)}, "drops", "below num_epochs=143"),
+  ("paper", {"drops": (NAN,)}, "drops", "above 0"),
+  ("tiny", {"methods": ()}, "methods", "1 or more"),
+  ("tiny", {"methods": ("cciw",)}, "methods", "mean 'ciw'"),
+  ("tiny", {"num_trials": 5}, "num_trials", "in [1, 4]"),
+  ("tiny", {"noises": ()}, "noises", "1 or more"),
+  ("tiny", {"noises": ("symmetric:1.5",)}, "noises", "in [0, 1]"),
+  ("tiny", {"noises": ("symmetric",)}, "noises", "symmetric:0.4"),
+  ("tiny", {"noise": ("symetric:0.4",)}, "noise", "mean 'symmetric'"),
+  ("tiny", {"noise": ("symmetric:lots",)}, "noise", "symmetric:0.4"),
+  ("tiny", {"noise": ("human_worst",)}, "noise", "'cifar10'"),
+  ("gpu", {"noise": ("human_worst:0.4",)}, "noise", "human_worst"),
+  ("gpu", {"noise": ("cifar100:0.4",)}, "noise", "100"),
+  ("tiny", {"num_seeds": 0}, "num_seeds", "1 or more"),
+  ("tiny", {"how": "pmap"}, "how", "'vmap', 'map', 'unroll'"),
+  ("tiny", {"method": "ciww"}, "method", "mean 'ciw'"),
+  ("tiny", {"options.burnin": -0.1}, "options.burnin", "in [0.0, 1.0]"),
+  ("tiny", {"options.lam": 0.0}, "options.lam", "above 0"),
+  ("tiny", {"options.divergence": "k1"}, "options.divergence", "one of 'kl'"),
+  ("tiny", {"method": "mixup"}, "options", "unexpected keyword"),
+  ("paper", {"options.mixup_alpha": -2.0}, "options.mixup_alpha", "above 0"),
+  ("tiny", {"mixup_groups": 3}, "mixup_groups", "a divisor of batch_size=64"),
+  ("tiny", {"eval_batch_size": 0}, "eval_batch_size", "1 or more"),
+  ("tiny", {"eval_epochs": 0}, "eval_epochs", "above 0"),
+  ("tiny", {"detect_epochs": -1}, "detect_epochs", "above 0"),
+]
+FLAGS = [
+  (["--config.num_seeds=0"], "num_seeds", "0", "1 or more"),
+  (
+    ["--config.noises=('symmetric:2',)"],
+    "noises",
+    "('symmetric:2',)",
+    "in [0, 1]",
+  ),
+]
+LEGAL: dict[str, str] = {}
