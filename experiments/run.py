@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pathlib
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,9 +28,9 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from experiments.common import launch
+from experiments.common import commands, launch
 from locojax.core import checks
-from locojax.train import distributed, loop, sharding, stopping
+from locojax.train import distributed, loop, sharding
 
 MODES = ("run", "check", "eval")
 
@@ -56,27 +54,6 @@ _MISTAKES = (
 )
 
 
-def _message(error: BaseException | str) -> str:
-  """What an error says, in one line, without traceback or quotes around."""
-  while isinstance(error, BaseException) and error.args:
-    inner = error.args[0]
-    if not isinstance(inner, BaseException | str):
-      break
-    error = inner
-  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-  if "Traceback (most recent call last):" in lines:
-    lines = [lines[0], lines[-1]]
-  return " ".join(lines)
-
-
-def _refuse(error: BaseException | str, debug: bool) -> int:
-  """Says what is wrong in one line; the exit code."""
-  if debug and isinstance(error, BaseException):
-    traceback.print_exception(error)
-  print(f"error: {_message(error)}", file=sys.stderr)
-  return 2
-
-
 def _config_file(args: Sequence[str]) -> pathlib.Path | None:
   """The file that `--config` names, with the variant cut off."""
   for i, arg in enumerate(args):
@@ -91,15 +68,17 @@ def parse(args: Sequence[str]) -> list[str]:
   """Parses the flags; leaves with exit code 2 and one line on a mistake."""
   path = _config_file(args[1:])
   if path is not None and not path.is_file():
-    sys.exit(_refuse(f"--config: there is no file {str(path)!r}.", False))
+    sys.exit(commands.refuse(f"--config: there is no file {str(path)!r}."))
   debug = "--debug" in args
   try:
     rest = flags.FLAGS(args)
     checks.one_of("--mode", _MODE.value, MODES)
   except _MISTAKES as error:
-    sys.exit(_refuse(error, debug))
+    sys.exit(commands.refuse(error, debug=debug))
   if rest[1:]:
-    sys.exit(_refuse(f"arguments not understood: {rest[1:]}.", debug))
+    sys.exit(
+      commands.refuse(f"arguments not understood: {rest[1:]}.", debug=debug)
+    )
   return rest
 
 
@@ -114,56 +93,45 @@ def _evaluate(module: Any, config: Any, workdir: str) -> Mapping[str, Any]:
   )
 
 
-def _launch(config: Any, mode: str, workdir: str | None) -> int:
+def _launch(config: Any, mode: str, workdir: str | None) -> None:
   if config is None:
     raise ValueError("--config is missing: it must name a config file.")
-  if mode != "check" and not workdir:
+  if not workdir:
     raise ValueError(f"--workdir is missing: --mode={mode} needs a folder.")
-  if mode == "check":
-    launch.check_settings(config, mode=mode)
-    print(launch.check_report(config).text)
-    return 0
   launch.check_workdir(workdir, mode=mode)
-  distributed.initialise()  # before anything else asks JAX
   launch.check_settings(config, mode=mode, num_devices=jax.device_count())
-  with stopping.listening():
-    module = launch.module_of(config)
-    if mode == "run":
-      module.run(config, workdir)
-    else:
-      results = dict(_evaluate(module, config, workdir))
-      if distributed.is_main():
-        print(json.dumps(results, indent=2))
+  module = launch.module_of(config)
+  if mode == "run":
+    module.run(config, workdir)
+    return
+  results = dict(_evaluate(module, config, workdir))
+  if distributed.is_main():
+    print(json.dumps(results, indent=2))
+
+
+def _check(config: Any) -> int:
+  """Looks at a config without data and devices; the exit code."""
+  try:
+    if config is None:
+      raise ValueError("--config is missing: it must name a config file.")
+    launch.check_settings(config, mode="check")
+    print(launch.check_report(config).text)
+  except commands.MISTAKES as error:
+    commands.refuse(error, debug=_DEBUG.value)
+    return 1
   return 0
-
-
-def _leave(code: int, said: str) -> int:
-  """Says why, and ends a program that was stopped in the middle of anything.
-
-  What was interrupted (a compilation, an event loop) may not be fit to be taken
-  down in order, and all files are whole: a process that is alone just ends.
-  """
-  print(said, file=sys.stderr)
-  if jax.process_count() > 1:
-    return code
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(code)
 
 
 def main(_: Sequence[str]) -> int:
   """Launches what the flags say; the exit code."""
   absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells a lot
   logging.getLogger("locojax").setLevel(logging.INFO)
-  try:
-    return _launch(_CONFIG.value, _MODE.value, _WORKDIR.value)
-  except stopping.Preempted as preempted:
-    return _leave(0, f"SIGTERM: {preempted}")
-  except KeyboardInterrupt as interrupted:
-    return _leave(130, str(interrupted) or "interrupted; run again to resume")
-  except (ValueError, ImportError, FloatingPointError) as error:
-    refused = _MODE.value == "check"
-    return min(_refuse(error, _DEBUG.value), 1 if refused else 2)
+  config, mode = _CONFIG.value, _MODE.value
+  if mode == "check":
+    return _check(config)
+  return commands.run(
+    lambda: _launch(config, mode, _WORKDIR.value), debug=_DEBUG.value
+  )
 
 
 if __name__ == "__main__":

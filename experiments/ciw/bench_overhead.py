@@ -27,7 +27,7 @@ import numpy as np
 import optax
 
 from experiments.ciw import methods
-from experiments.common import timing
+from experiments.common import commands, timing
 from locojax.core import checks
 from locojax.nn import resnet
 from locojax.report import results, tables
@@ -186,4 +186,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv[1:])
+  sys.exit(commands.run(lambda: main(sys.argv[1:])))

@@ -45,6 +45,7 @@ from experiments.ciw import (
   suspects_data,
   suspects_train,
 )
+from experiments.common import commands
 from locojax.core import checks, files
 from locojax.data import sources
 from locojax.methods import ciw
@@ -271,4 +272,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv[1:])
+  sys.exit(commands.run(lambda: main(sys.argv[1:])))

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments.common import timing
+from experiments.common import commands, timing
 from locojax.core import checks
 from locojax.methods import limoe
 from locojax.nn import transformer
@@ -250,4 +250,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv[1:])
+  sys.exit(commands.run(lambda: main(sys.argv[1:])))

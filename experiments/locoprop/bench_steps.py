@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.common import timing
+from experiments.common import commands, timing
 from experiments.locoprop import experiment
 from experiments.locoprop.configs import autoencoder
 from locojax.core import checks
@@ -129,4 +129,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv[1:])
+  sys.exit(commands.run(lambda: main(sys.argv[1:])))

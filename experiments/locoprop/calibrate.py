@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.common import commands
 from locojax.report import results, runs, tables
 
 # epoch: (train loss, test loss)
@@ -90,4 +91,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(commands.run(main))

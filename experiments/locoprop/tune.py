@@ -21,6 +21,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments.common import commands
 from experiments.locoprop import experiment, search
 from locojax.core import checks
 from locojax.report import results, runs
@@ -124,4 +125,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(lambda argv: commands.run(lambda: main(argv)))

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import timing
+from experiments.common import commands, timing
 from locojax.core import checks
 from locojax.methods.smelu import activations
 from locojax.report import results, tables
@@ -212,4 +212,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv[1:])
+  sys.exit(commands.run(lambda: main(sys.argv[1:])))

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.common import timing
+from experiments.common import commands, timing
 from locojax.core import checks
 from locojax.data import pipeline
 from locojax.nn import mlp
@@ -185,4 +185,4 @@ def _save(args, rows, seconds, argv) -> None:
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(commands.run(main))

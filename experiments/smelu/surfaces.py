@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common import commands
 from locojax.core import checks
 from locojax.methods.smelu import activations
 from locojax.nn import mlp
@@ -152,4 +153,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(commands.run(main))

@@ -19,9 +19,10 @@ import contextlib
 import itertools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -52,7 +53,7 @@ class Interrupted(KeyboardInterrupt):
     return f"stopped {self.where}; run again to resume"
 
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _HINT = b"\nstopping when it is safe; Ctrl-C again stops at once\n"
 
 
@@ -63,18 +64,32 @@ class _Listener:
     self.asked: int | bool = False
     self.depth = 0
     self.calls = itertools.count(1)
-    self.installed = False
+    self.installed = self.lost = False
 
   def hear(self, number: int, *_) -> None:
     """The handler of the signals."""
-    again = self.asked == number == signal.SIGINT
-    self.asked = number
+    again = self.asked == number == signal.SIGINT and not self.lost
+    self.asked, self.lost = number, False
     if not self.depth:
       raise _exception("between two steps of the work")
     if again:
       raise KeyboardInterrupt
     if number == signal.SIGINT:
       os.write(2, _HINT)  # whoever was interrupted may hold `sys.stderr`
+
+
+  def unraisable(self, lost: Any) -> None:
+    """An exception that Python could not raise where it came.
+
+    It came in the middle of a callback (of the garbage collector, say), which
+    swallows exceptions: the signal is sent once more, a little later.
+    """
+    if not isinstance(lost.exc_value, Preempted | Interrupted):
+      sys.__unraisablehook__(lost)
+      return
+    self.lost = True
+    number = int(self.asked)
+    threading.Timer(0.02, os.kill, (os.getpid(), number)).start()
 
 
 _LISTENER = _Listener()
@@ -100,12 +115,14 @@ def listening() -> Iterator[None]:
   if not _can_listen():
     yield
     return
-  before = {n: signal.signal(n, _LISTENER.hear) for n in _SIGNALS}
+  before = {n: signal.signal(n, _LISTENER.hear) for n in SIGNALS}
+  hook, sys.unraisablehook = sys.unraisablehook, _LISTENER.unraisable
   _LISTENER.installed = True
   try:
     yield
   finally:
-    _LISTENER.installed = _LISTENER.asked = False
+    sys.unraisablehook = hook
+    _LISTENER.installed = _LISTENER.asked = _LISTENER.lost = False
     for number, handler in before.items():
       signal.signal(number, handler or signal.SIG_DFL)
 

@@ -8,6 +8,7 @@ import pathlib
 import signal
 import sys
 import threading
+import time
 
 import jax
 import pytest
@@ -56,6 +57,24 @@ def test_while_deferred_a_mark_is_left():
       stopping.stop_if_due("here")  # still deferred
     with pytest.raises(stopping.Preempted, match="stopped before the next"):
       stopping.stop_if_due("before the next")  # whoever swallowed it
+
+
+class _Swallows:
+  """Python raises nothing out of `__del__`."""
+
+  def __del__(self):
+    _term()
+    for _ in range(1000):
+      pass
+
+
+def test_what_a_callback_swallows_comes_again(capfd):
+  with pytest.raises(stopping.Preempted), stopping.listening():
+    _Swallows()
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+      pass
+  assert capfd.readouterr().err == ""
 
 
 def test_a_person_is_told_and_may_ask_twice(tmp_path, capfd):
