@@ -44,4 +44,3 @@ def test_one_that_jax_lays_at_its_own_door_is_an_error():
 def test_those_of_others_are_not(module):
   with pytest.warns(DeprecationWarning, match="going away"):
     _call_from(module, DeprecationWarning)
-
