@@ -10,6 +10,7 @@ NumPy only.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -49,6 +50,14 @@ def _check_sizes(num_clients: int, cohort_size: int) -> None:
 
 def _rng(seed: int, *stream: int) -> np.random.Generator:
   return np.random.default_rng([seed, *stream])
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, num_clients: int) -> np.ndarray:
+  """The clients in the order of an epoch, for all its rounds."""
+  order = _rng(seed, epoch).permutation(num_clients)
+  order.flags.writeable = False
+  return order
 
 
 class Counts:
@@ -210,8 +219,8 @@ class ShuffledEpochs:
   def __call__(self, round_index: int) -> Cohort:
     """The cohort of a round."""
     epoch, place = divmod(round_index, self.rounds_per_epoch)
-    rng = _rng(self.seed, epoch if self.reshuffle else 0)
-    order = rng.permutation(self.num_clients)
+    epoch = epoch if self.reshuffle else 0
+    order = _order(self.seed, epoch, self.num_clients)
     start = place * self.cohort_size
     return _padded(order[start : start + self.cohort_size], self.cohort_size)
 
