@@ -31,6 +31,10 @@ ABSENT = "(not there)"
 # A multiplier that was searched for is not the same on all machines to the last
 # bit; the least one is charged.
 _REL = 1e-9
+_WAYS_OUT = (
+  "Set these back; or go on with a new key and a fresh tree "
+  "(policy='new_tree'), which charges both parts."
+)
 _OF_A_KEY = (
   *("noise_multiplier", "num_clients", "mechanism", "count_multiplier"),
   *("count_key", "completed"),
@@ -303,8 +307,7 @@ class Run:
       raise chain.LedgerError(
         f"round {record['round']} differs from round "
         f"{self.releases[-1]['round']} of run {record['run_id']!r} in what "
-        f"privacy depends on: {listed}. Set these back; or go on with a new "
-        "key and a fresh tree (policy='new_tree'), which charges both parts."
+        f"privacy depends on: {listed}. {_WAYS_OUT}"
       )
     if record["key"] != self.key:
       raise chain.LedgerError(
@@ -383,7 +386,7 @@ class Run:
         self.check(record)
         self.check_next(record)
       except chain.LedgerError as error:
-        self.trouble = str(error)
+        self.trouble = str(error).removesuffix(_WAYS_OUT).strip()
     self.take(record)
 
 
