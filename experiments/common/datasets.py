@@ -109,7 +109,9 @@ def _column(arrays: Split, name: str, directory: pathlib.Path) -> np.ndarray:
     )
   if key == "id":
     return _index(arrays["id"], directory)
-  return arrays[name] if name == "image" else arrays[name].astype(np.int32)
+  if name == "image":
+    return arrays[name]
+  return checks.integers(f"{name} in {directory}", arrays[name])
 
 
 def _index(ids: np.ndarray, directory: pathlib.Path) -> np.ndarray:

@@ -85,7 +85,9 @@ def _from_file(path: pathlib.Path, kind: str) -> HumanLabels:
     missing = [n for n in ("clean", kind) if n not in f]
     if missing:
       raise ValueError(f"{path} has no array {missing}, only {list(f)}.")
-    clean, noisy = (f[n].astype(np.int32) for n in ("clean", kind))
+    clean, noisy = (
+      checks.integers(f"{n} in {path}", f[n]) for n in ("clean", kind)
+    )
   checks.same_shape(kind, noisy.shape, "clean", clean.shape)
   return HumanLabels(clean, noisy)
 

@@ -14,10 +14,8 @@ two.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import gzip
 import os
 import pathlib
 import zipfile
@@ -28,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from locojax.core import checks
-from locojax.data import tfds_dirs
+from locojax.data import csv_rows, tfds_dirs
 from locojax.methods.smelu import synthetic
 
 Split = dict[str, np.ndarray]
@@ -113,19 +111,8 @@ def folder_of(
 
 
 def read_csv(path: pathlib.Path) -> list[list[str]]:
-  """All rows of a `.csv.gz`, with the header.
-
-  Raises:
-    ValueError: a damaged or empty file; it is named.
-  """
-  try:
-    with gzip.open(path, "rt", encoding="utf-8", newline="") as f:
-      rows = list(csv.reader(f))
-  except (OSError, EOFError, UnicodeDecodeError, csv.Error) as e:
-    raise ValueError(f"{path} cannot be read: {e}") from e
-  if not rows:
-    raise ValueError(f"{path} is empty.")
-  return rows
+  """All rows of a CSV file, with the header; see `csv_rows`."""
+  return [row.cells for row in csv_rows.read(path)]
 
 
 def absent(name: str, paths: Sequence[pathlib.Path]) -> FileNotFoundError:
@@ -163,7 +150,9 @@ def _tabular(
   """From ids and vocabulary size by field; rows in `train` are a mask."""
   ids = {n: i.reshape(len(train), -1) for n, (i, _) in fields.items()}
   arrays = {
-    "categorical": np.concatenate(list(ids.values()), axis=1).astype(np.int32),
+    "categorical": checks.integers(
+      "categorical", np.concatenate(list(ids.values()), axis=1)
+    ),
     "numeric": _standardised(np.stack(list(numbers.values()), axis=1), train),
     **others,
   }
@@ -187,10 +176,18 @@ def _read_npz(path: pathlib.Path) -> Split:
     raise ValueError(f"{path} is damaged: {e}. Prepare the set anew.") from e
 
 
-def _rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-  """Rows of a table whose ids are `known`."""
+def _rows_of(ids: np.ndarray, known: np.ndarray, what: str) -> np.ndarray:
+  """Rows of a table whose ids are `known`; all of `ids` must be among them."""
   order = np.argsort(known)
-  return order[np.searchsorted(known, ids, sorter=order)]
+  places = np.searchsorted(known, ids, sorter=order)
+  rows = order[np.minimum(places, len(order) - 1)]
+  lost = known[rows] != ids
+  if lost.any():
+    raise ValueError(
+      f"the ratings have the {what} {ids[lost][0]}, which the table of {what}s "
+      "lacks: prepare the set anew."
+    )
+  return rows
 
 
 def _genres(flags: np.ndarray) -> np.ndarray:
@@ -217,8 +214,8 @@ def _movielens(data_dir, *, test_share: float = 0.1) -> Tabular:
   ratings = {name: column[order] for name, column in ratings.items()}
   num_test = round(test_share * len(order))
   train = np.arange(len(order)) < len(order) - num_test
-  of_item = _rows_of(ratings["item"], items["item"])
-  of_user = _rows_of(ratings["user"], users["user"])
+  of_item = _rows_of(ratings["item"], items["item"], "item")
+  of_user = _rows_of(ratings["user"], users["user"], "user")
   hours = ratings["timestamp"] // 3600
   code = functools.partial(_codes, train=train)
   genres = items["genres"].shape[1]
@@ -242,7 +239,7 @@ def _movielens(data_dir, *, test_share: float = 0.1) -> Tabular:
   numbers = {"age": users["age"][of_user], "year": year}
   others = {
     "label": (ratings["rating"] >= 4).astype(np.float32),
-    "query": ratings["user"].astype(np.int32),
+    "query": checks.integers("user", ratings["user"]),
   }
   return _tabular(fields, numbers, others, train)
 
@@ -253,12 +250,13 @@ def _adult_columns(data_dir) -> dict[str, np.ndarray]:
   path = next((p for p in paths if p.is_file()), None)
   if path is None:
     raise absent("adult", paths)
-  header, *rows = read_csv(path)
-  if tuple(header) != ADULT_COLUMNS or {len(r) for r in rows} != {len(header)}:
+  header, rows = csv_rows.with_header(path)
+  if tuple(header) != ADULT_COLUMNS or not rows:
     raise ValueError(
-      f"{path} is damaged: it must have the 15 columns of Adult."
+      f"{path} is damaged: it must have the 15 columns of Adult, and rows."
     )
-  return dict(zip(header, map(np.array, zip(*rows))))
+  columns = zip(*(row.cells for row in rows))
+  return dict(zip(header, map(np.array, columns)))
 
 
 def _adult(data_dir) -> Tabular:

@@ -24,6 +24,7 @@ import numpy as np
 from experiments.common import datasets
 from locojax.core import checks
 from locojax.data import captions, pieces, scenes, sources
+from locojax.data import image as images_lib
 from locojax.methods import limoe
 
 _DIGITS = (
@@ -118,9 +119,7 @@ def resized(images: np.ndarray, size: int) -> np.ndarray:
 
   images = np.asarray(images)
   if images.shape[-1] == 4:
-    alpha = images[..., 3:].astype(np.float32) / 255
-    images = images[..., :3] * alpha + 255 * (1 - alpha)
-    images = np.round(images).astype(np.uint8)
+    images = images_lib.opaque(images)
   if images.shape[-1] == 1:
     images = np.repeat(images, 3, axis=-1)
   if images.shape[1:3] == (size, size):

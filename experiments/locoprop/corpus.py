@@ -110,10 +110,11 @@ def load(
       f"model.max_len={length} is not allowed: the test split of the corpus "
       f"has {len(splits['test'])} tokens, and a window takes one more."
     )
-  if tokens.max() >= vocab_size:
+  low, high = int(tokens.min()), int(tokens.max())
+  if low < 0 or high >= vocab_size:
     raise ValueError(
-      f"model.vocab_size={vocab_size} is not allowed: the corpus has the "
-      f"token {tokens.max()}."
+      f"model.vocab_size={vocab_size} is not allowed: the corpus has tokens "
+      f"from {low} to {high}, and they must be in [0, {vocab_size - 1}]."
     )
   windows = np.lib.stride_tricks.sliding_window_view
   return {k: windows(v, length + 1)[::length] for k, v in splits.items()}

@@ -81,6 +81,30 @@ def chain(
   return apply
 
 
+def opaque(images: Any, background: int = 255) -> np.ndarray:
+  """Transparent images laid on a grey background, white unless told.
+
+  Args:
+    images: `[..., 4]` uint8: red, green, blue and alpha.
+    background: 0 to 255.
+
+  Returns:
+    `[..., 3]` uint8, `round(colour alpha + background (1 - alpha))`.
+
+  >>> opaque(np.array([[0, 0, 0, 0], [9, 8, 7, 255]], np.uint8)).tolist()
+  [[255, 255, 255], [9, 8, 7]]
+  """
+  images = np.asarray(images)
+  if images.dtype != np.uint8 or images.shape[-1:] != (4,):
+    raise ValueError(
+      f"images of dtype {images.dtype} and shape {images.shape} are not "
+      "allowed: they must be uint8 [..., 4]."
+    )
+  alpha = images[..., 3:].astype(np.float32) / 255
+  out = images[..., :3] * alpha + background * (1 - alpha)
+  return np.round(out).astype(np.uint8)
+
+
 def random_crop(
   images: Any,
   rng: np.random.Generator,
