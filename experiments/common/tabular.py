@@ -110,6 +110,19 @@ def folder_of(
   return tfds_dirs.resolve(data_dir).joinpath(*parts)
 
 
+def files_of(
+  name: str, data_dir: str | os.PathLike | None = None
+) -> tuple[pathlib.Path, list[pathlib.Path]]:
+  """The data folder, and the files of a set in it, or where they would be."""
+  folder = folder_of(name, data_dir)
+  if name == "adult":
+    paths = [folder / "adult.csv.gz", folder.parent / "adult.csv.gz"]
+    files = [next((p for p in paths if p.is_file()), paths[0])]
+  else:
+    files = [folder / f"{n}.npz" for n in ("ratings", "items", "users")]
+  return tfds_dirs.resolve(data_dir), files
+
+
 def read_csv(path: pathlib.Path) -> list[list[str]]:
   """All rows of a CSV file, with the header; see `csv_rows`."""
   return [row.cells for row in csv_rows.read(path)]
@@ -205,10 +218,7 @@ def _zip_codes(codes: np.ndarray) -> np.ndarray:
 
 def _movielens(data_dir, *, test_share: float = 0.1) -> Tabular:
   checks.in_range("test_share", test_share, 0.0, 0.9)
-  folder = folder_of("movielens", data_dir)
-  ratings, items, users = (
-    _read_npz(folder / f"{name}.npz") for name in ("ratings", "items", "users")
-  )
+  ratings, items, users = map(_read_npz, files_of("movielens", data_dir)[1])
   # Ties in time are broken by user, then film.
   order = np.lexsort((ratings["item"], ratings["user"], ratings["timestamp"]))
   ratings = {name: column[order] for name, column in ratings.items()}
@@ -245,18 +255,14 @@ def _movielens(data_dir, *, test_share: float = 0.1) -> Tabular:
 
 
 def _adult_columns(data_dir) -> dict[str, np.ndarray]:
-  folder = folder_of("adult", data_dir)
-  paths = [folder / "adult.csv.gz", folder.parent / "adult.csv.gz"]
-  path = next((p for p in paths if p.is_file()), None)
-  if path is None:
-    raise absent("adult", paths)
-  header, rows = csv_rows.with_header(path)
-  if tuple(header) != ADULT_COLUMNS or not rows:
-    raise ValueError(
-      f"{path} is damaged: it must have the 15 columns of Adult, and rows."
-    )
+  _, [path] = files_of("adult", data_dir)
+  if not path.is_file():
+    raise absent("adult", [path, path.parent.parent / path.name])
+  header, *rows = csv_rows.read(path, ADULT_COLUMNS, of="Adult")
+  if not rows:
+    raise ValueError(f"{path} is damaged: it has no rows.")
   columns = zip(*(row.cells for row in rows))
-  return dict(zip(header, map(np.array, columns)))
+  return dict(zip(header.cells, map(np.array, columns)))
 
 
 def _adult(data_dir) -> Tabular:
@@ -272,6 +278,8 @@ def _adult(data_dir) -> Tabular:
     for name, column in columns.items()
     if name not in rest
   }
+  for income in np.unique(columns["income"]):
+    checks.one_of("income of Adult", str(income), ("<=50K", ">50K"))
   label = (columns["income"] == ">50K").astype(np.float32)
   return _tabular(fields, numbers, {"label": label}, train)
 

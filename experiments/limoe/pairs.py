@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import datasets
+from experiments.common import datasets, trained_on
 from locojax.core import checks
 from locojax.data import captions, pieces, scenes, sources
 from locojax.data import image as images_lib
@@ -255,7 +255,7 @@ SETS: dict[str, Callable[[Mapping[str, Any], int], Pairs]] = {
 }
 
 
-@functools.lru_cache(maxsize=2)
+@trained_on.cached(dict)
 def _load(items: tuple) -> Pairs:
   data = dict(items)
   size = checks.positive_int("data.image_size", data["image_size"])
@@ -281,7 +281,7 @@ def load(data: Mapping[str, Any]) -> Pairs:
   return _load(tuple(sorted(data.items())))
 
 
-@functools.lru_cache(maxsize=2)
+@trained_on.cached(dict)
 def _tokenizer(items: tuple) -> pieces.Pieces:
   data = dict(items)
   if data["tokenizer"]:

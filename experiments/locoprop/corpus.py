@@ -8,12 +8,12 @@ same everywhere. `file`: your own tokens, a one-dimensional `.npy` of integers.
 
 from __future__ import annotations
 
-import functools
 import pathlib
 import sysconfig
 
 import numpy as np
 
+from experiments.common import trained_on
 from locojax.core import checks
 
 NAMES = ("python", "grammar", "file")
@@ -72,7 +72,12 @@ def _file(path: str) -> np.ndarray:
   return tokens
 
 
-@functools.lru_cache(maxsize=2)
+def _named(name: str, *, path: str = "", **settings) -> dict[str, str]:
+  del settings
+  return {"name": name, "path": path}
+
+
+@trained_on.cached(_named)
 def load(
   name: str,
   *,

@@ -64,8 +64,8 @@ def _add(found: Captions, file: Any, caption: Any, where: str) -> None:
 
 def _from_jsonl(path: pathlib.Path) -> Captions:
   found: Captions = {}
-  for line, row in sources.jsonl_rows(path):
-    where = f"{path}, line {line}"
+  for i, (line, row) in enumerate(sources.jsonl_rows(path), 1):
+    where = f"{path}, line {line}, row {i}"
     if not {"file", "caption"} <= set(row):
       raise ValueError(
         f"{where} has {sorted(row)}: it needs `file` and `caption`."

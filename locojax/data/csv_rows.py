@@ -24,8 +24,18 @@ class Row(NamedTuple):
   cells: list[str]
 
 
-def read(path: str | os.PathLike) -> list[Row]:
+def read(
+  path: str | os.PathLike,
+  header: Sequence[str] | None = None,
+  *,
+  of: str = "a table",
+) -> list[Row]:
   """All rows of a file, `.gz` unpacked, the header among them.
+
+  Args:
+    path: the file.
+    header: what the first row must be; None takes any.
+    of: whose columns these are, for the message.
 
   Raises:
     ValueError: the file is empty, is no UTF-8 text, or a row is malformed.
@@ -47,6 +57,11 @@ def read(path: str | os.PathLike) -> list[Row]:
     raise ValueError(f"{path} cannot be read: {e}") from e
   if not out:
     raise ValueError(f"{path} is empty.")
+  if header is not None and out[0].cells != list(header):
+    raise ValueError(
+      f"{path} has the header {out[0].cells}: it must have the {len(header)} "
+      f"columns of {of}, {','.join(header)}."
+    )
   _check_widths(path, out)
   return out
 
@@ -57,7 +72,8 @@ def _check_widths(path: pathlib.Path, rows: Sequence[Row]) -> None:
     if len(row.cells) != width:
       raise ValueError(
         f"{path}, line {row.line}: {len(row.cells)} cells, and the first row "
-        f"has {width}. A cell with a comma goes in quotes."
+        f"has {width}; rows of different lengths are not allowed. A cell with "
+        "a comma goes in quotes."
       )
 
 
