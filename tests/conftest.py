@@ -2,20 +2,70 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import pathlib
+import platform
+import re
+import subprocess
+import sys
 
 import pytest
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the time of the suite is compilation of programs that run once.
+# Without optimisation, a multiplication and an addition become one operation
+# or two by chance: an instruction set that has no such operation keeps equal
+# programs equal to the bit.
+_QUICK_TO_COMPILE = (
+  "--xla_backend_optimization_level=0",
+  "--xla_llvm_disable_expensive_passes=true",
+  "--xla_cpu_use_fusion_emitters=false",
+  "--xla_cpu_parallel_codegen_split_count=1",
+  *(("--xla_cpu_max_isa=AVX",) if platform.machine() == "x86_64" else ()),
+)
+_PROBE = "import jax; jax.devices()"
 
-import jax
+
+def _cpu() -> str:
+  """A short name of the kind of CPU: programs of one may not run on another."""
+  info = pathlib.Path("/proc/cpuinfo")
+  told = info.read_text() if info.exists() else platform.processor()
+  kind = re.findall(r"^(?:model name|flags|Features)\s*:.*$", told, re.M)[:2]
+  return hashlib.sha256("\n".join(kind or [told]).encode()).hexdigest()[:8]
+
+
+def _known(flags: tuple[str, ...]) -> tuple[str, ...]:
+  """Those that this XLA knows: it ends a process that names another."""
+  env = {**os.environ, "XLA_FLAGS": " ".join(flags)}
+  found = subprocess.run(
+    [sys.executable, "-c", _PROBE], env=env, capture_output=True, text=True
+  )
+  if found.returncode == 0:
+    return flags
+  left = tuple(f for f in flags if f not in found.stderr)
+  return _known(left) if left != flags else ()
+
+
+def _set_environment() -> None:
+  """Flags and the cache of programs, for this process and all that it starts.
+
+  Workers of pytest-xdist find them set by the process that starts them.
+  """
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  folder = pathlib.Path(__file__).parents[1] / ".cache" / "jax" / _cpu()
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+  given = os.environ.get("XLA_FLAGS", "")
+  if "PYTEST_XDIST_WORKER" not in os.environ:
+    flags = _known(_QUICK_TO_COMPILE)
+    os.environ["XLA_FLAGS"] = " ".join([*flags, given]).strip()
+
+
+_set_environment()
+import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
-_CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
-jax.config.update("jax_compilation_cache_dir", str(_CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 DATA_VARIABLE = "LOCOJAX_DATA_DIR"
 # By marker, what is said of tests that cannot run here.

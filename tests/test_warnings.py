@@ -35,6 +35,11 @@ def test_a_deprecated_call_of_ours_is_an_error(module, category):
     _call_from(module, category)
 
 
+def test_one_that_jax_lays_at_its_own_door_is_an_error():
+  with pytest.raises(DeprecationWarning, match="going away"):
+    _call_from("jax._src.lax.linalg", DeprecationWarning)
+
+
 @pytest.mark.parametrize("module", ["orbax.checkpoint", "toyplot", "testsuite"])
 def test_those_of_others_are_not(module):
   with pytest.warns(DeprecationWarning, match="going away"):

@@ -104,7 +104,8 @@ def fit_or_diverge(
   """`fit`, where a run that becomes non-finite is a result too.
 
   Returns:
-    `result.json`, or `{"diverged": reason}`, which stays in `diverged.json`.
+    `result.json`, or `{"diverged": reason}`, which stays in `diverged.json`
+    with the head of the run's journal, if it keeps one.
   """
   if (folder / DIVERGED).exists():
     may_differ = settings.get("may_differ", ())
@@ -114,6 +115,9 @@ def fit_or_diverge(
     fit(made, config, folder, **settings)
   except loop.NonFinite as error:
     if distributed.is_main():
-      files.write_json(folder / DIVERGED, {"diverged": str(error)})
+      found = {"diverged": str(error)}
+      if made.journal is not None:
+        found["journal"] = made.journal.head()
+      files.write_json(folder / DIVERGED, found)
     distributed.sync("diverged.json")
   return result(folder)

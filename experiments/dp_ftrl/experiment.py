@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments.common import stages, study
@@ -25,21 +26,19 @@ from locojax.data import cohorts, pipeline
 from locojax.methods import dp_ftrl
 from locojax.methods.dp_ftrl import participation
 from locojax.train import distributed, experiment
+from locojax.train import folder as run_folder
 
 Experiment = experiment.Experiment
 TUNING_SEED = settings.TUNING_SEED
 _NOISE, _COUNT_NOISE = 0xD9, 0xD90C
-LEDGER = "ledger.jsonl"
+LEDGER = record.LEDGER
 SAMPLERS = settings.SAMPLERS
 check_run = settings.check_run
 # What does not change a run: which others there are.
 _LISTS = ("methods", "rhos", "clip_norms", "seeds")
 _NOT_IN_A_RUN = (*_LISTS, "server_rates")
 # What does not change the sum of a round.
-_NOT_IN_A_ROUND = (
-  *_NOT_IN_A_RUN,
-  *("profile", "mesh", "check", "save_every", "eval_batch_size"),
-)
+_NOT_IN_A_ROUND = (*_NOT_IN_A_RUN, *run_folder.MAY_DIFFER)
 
 
 def setting(config, num_clients: int) -> mechanisms.Participation:
@@ -206,6 +205,7 @@ def build(config, folder: pathlib.Path | None = None) -> Experiment:
     evals=_evals(config, task),
     examples_per_step=math.prod(lead),
     journal=_recorder(config, task, mechanism, clip, folder),
+    diagnose=dp_ftrl.check_open,
   )
 
 
@@ -235,11 +235,15 @@ def _recorder(config, task, mechanism, clip, folder) -> record.Recorder | None:
   settings = {
     n: v for n, v in config.to_dict().items() if n not in _NOT_IN_A_ROUND
   }
+  secret = np.asarray(jax.random.key_data(noise_key(config))).tobytes()
+  settings["clients"] = task.clients.fingerprint(secret)
   return record.Recorder(
     folder / LEDGER,
     sampler=_sampler(config, mechanism, len(task.clients)),
     clip=clip,
     restart=mechanism.settings.get("restart"),
+    settings=settings,
+    num_rounds=config.num_rounds,
     max_participations=k,
     min_sep=b,
     release=dp_ftrl.Release(
@@ -258,7 +262,6 @@ def _recorder(config, task, mechanism, clip, folder) -> record.Recorder | None:
       count_key=(
         dp_ftrl.key_fingerprint(_count_key(config)) if adaptive else None
       ),
-      settings=dp_ftrl.settings_hash(settings),
     ),
   )
 
@@ -289,10 +292,13 @@ def fit(config, folder: pathlib.Path) -> Mapping[str, Any]:
   """One run; its result, or why it diverged.
 
   Raises:
-    ValueError: the folder has a finished run of another config.
+    ValueError: the folder has a run of another config, or its ledger is not
+      the one that the run wrote.
   """
   found = stages.finished(config, folder, may_differ=_NOT_IN_A_RUN)
   if found is not None:
+    if distributed.is_main():
+      record.check_end(folder / LEDGER, found)
     return found
   return stages.fit_or_diverge(
     build(config, folder),

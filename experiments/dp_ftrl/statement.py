@@ -8,15 +8,18 @@
 Without arguments: the run of Google's blog post of 2022 (Spanish next-word
 model, 2000 rounds, noise multiplier 7, at most 6 participations at least 314
 rounds apart), next to the US census of 2020. With a ledger: what that run
-released, by its realised participation.
+released, by its realised participation; where its `result.json` lies beside it,
+the ledger must be the one that the run ended with.
 """
 
 from __future__ import annotations
 
 import argparse
+import pathlib
 import sys
 
-from locojax.methods.dp_ftrl import accounting, ledger, sensitivity
+from experiments.dp_ftrl import record
+from locojax.methods.dp_ftrl import accounting, sensitivity
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,13 +51,22 @@ def _tree(args) -> int:
   return sensitivity.tree(args.rounds, args.max_participations, args.min_sep)
 
 
+def _of_ledger(args) -> None:
+  try:
+    book = record.read(pathlib.Path(args.ledger))
+    found = book.statement(args.run_id, delta=args.delta)
+  except (ValueError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+  print(f"{args.ledger}, run {args.run_id!r}")
+  _print(found)
+
+
 def main(argv: list[str]) -> None:
-  """Prints the statement."""
+  """Prints the statement; leaves with 2 if a ledger is not sound."""
   args = _parser().parse_args(argv)
   if args.ledger:
-    book = ledger.PrivacyLedger(args.ledger)
-    print(f"{args.ledger}, run {args.run_id!r}")
-    _print(book.statement(args.run_id, delta=args.delta))
+    _of_ledger(args)
     return
   squared = _tree(args)
   print(

@@ -78,6 +78,9 @@ class Experiment:
     flops_per_step: analytic number of floating-point operations of a step, for
       MFU; None leaves MFU out.
     journal: what the run writes down beside its checkpoints; None for nothing.
+    diagnose: called on every process with a state whose loss or parameters are
+      not finite, before that is raised. It may raise an error of its own that
+      says why; None knows of no cause but the training itself.
   """
 
   init: Callable[[jax.Array], types.TrainState]
@@ -93,3 +96,4 @@ class Experiment:
   examples_per_step: int = 1
   flops_per_step: float | None = None
   journal: Journal | None = None
+  diagnose: Callable[[types.TrainState], None] | None = None

@@ -254,21 +254,26 @@ class _Run:
 
   def _after(self, step, seconds, state, first_bad, values, stop) -> None:
     """Log, evaluate, save: in this order, with the clock standing."""
-    self._check_loss(step, first_bad)
+    self._check_loss(step, first_bad, state)
     if self._log_due(step):
       self._report(step, seconds, metrics.values(values))
     self._evaluate(step, state, seconds)
     if stop or self._save_due(step):
       self._save(step, seconds, state)
 
-  def _check_loss(self, step: int, first_bad: jax.Array) -> None:
+  def _check_loss(self, step: int, first_bad: jax.Array, state) -> None:
     bad = int(first_bad)
     if bad >= 0:
+      self._diagnose(state)
       raise NonFinite(
         f"the loss of batch {bad} (update {bad + 1}) is not finite; found by "
         f"the check of steps {self._checked + 1} to {step}. {self._newest()}"
       )
     self._checked = step
+
+  def _diagnose(self, state: types.TrainState) -> None:
+    if self._experiment.diagnose is not None:
+      self._experiment.diagnose(state)
 
   def _newest(self) -> str:
     steps = self._store.steps()
@@ -311,6 +316,7 @@ class _Run:
         "experiment must add 1 to it."
       )
     if jax.tree.leaves(state.params) and not _all_finite(state.params):
+      self._diagnose(state)
       raise NonFinite(
         f"a parameter is not finite after step {step}, though the losses of "
         f"steps {self._saved + 1} to {step} are. {self._newest()}"

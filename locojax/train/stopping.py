@@ -77,7 +77,6 @@ class _Listener:
     if number == signal.SIGINT:
       os.write(2, _HINT)  # whoever was interrupted may hold `sys.stderr`
 
-
   def unraisable(self, lost: Any) -> None:
     """An exception that Python could not raise where it came.
 

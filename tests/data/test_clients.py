@@ -27,6 +27,25 @@ def pseudo_writers(alpha=0.3, seed=0, **changes):
   )
 
 
+def test_a_fingerprint_tells_who_holds_what():
+  arrays = {"x": np.ones((4, 2), np.float32), "label": np.arange(4)}
+  made = lambda rows, names=None, **changes: clients.ClientData(
+    {**arrays, **changes}, rows, names=names
+  ).fingerprint(b"secret")
+  rows = [[0, 1], [2, 3]]
+  same, near = made(rows), made(rows, x=arrays["x"] * (1 + 1e-7))
+  assert same == near == made(rows, label=np.arange(4, dtype=np.int32))
+  others = [
+    made([[0], [1, 2, 3]]),
+    made([[0, 1], [3, 2]]),
+    made(rows, names=["a", "b"]),
+    made(rows, label=np.arange(4) + 1),
+    made(rows, x=arrays["x"][:, :1]),
+    clients.ClientData(arrays, rows).fingerprint(b"other"),
+  ]
+  assert len({same, *others}) == 7
+
+
 @pytest.mark.parametrize("alpha", [1e-3, 0.3, 100.0])
 def test_pseudo_writers_hold_each_example_once(alpha):
   data = pseudo_writers(alpha)

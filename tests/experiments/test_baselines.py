@@ -307,7 +307,8 @@ def assert_close(got, want):
 # not choose.
 def square_tree(seed):
   rng = np.random.default_rng(seed)
-  return {"kernel": jnp.asarray(rng.normal(size=(5, 5))), "bias": jnp.ones(5)}
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape))
+  return {"kernel": draw(5, 5), "bias": draw(5)}
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -376,6 +377,8 @@ def test_masked_parameters_are_left_alone(name):
   tx = optax.masked(MAKERS[name](0.1), mask)
   updates, _ = tx.update(grads, tx.init(params), params)
   np.testing.assert_array_equal(updates["a"]["bias"], grads["a"]["bias"])
+  for layer in ("a", "b"):
+    assert np.all(updates[layer]["kernel"] != grads[layer]["kernel"])
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from locojax.methods.dp_ftrl.audit import (
   one_run_eps,
   one_run_p_value,
 )
+from locojax.methods.dp_ftrl.chain import LedgerError
 from locojax.methods.dp_ftrl.clipping import (
   COUNT_SENSITIVITY,
   Clip,
@@ -43,13 +44,7 @@ from locojax.methods.dp_ftrl.clipping import (
 )
 from locojax.methods.dp_ftrl.keys import fingerprint as key_fingerprint
 from locojax.methods.dp_ftrl.keys import from_entropy as key_from_entropy
-from locojax.methods.dp_ftrl.ledger import (
-  LedgerError,
-  PrivacyLedger,
-  Release,
-  cohort_hash,
-  settings_hash,
-)
+from locojax.methods.dp_ftrl.ledger import PrivacyLedger
 from locojax.methods.dp_ftrl.matrix import (
   Strategy,
   banded,
@@ -68,22 +63,32 @@ from locojax.methods.dp_ftrl.next_word import (
   next_word_model,
 )
 from locojax.methods.dp_ftrl.noise import (
+  Closed,
   add_matrix_noise,
   add_tree_noise,
+  check_open,
   check_rounds,
   dp_ftrl,
+  noise_states,
   quantize,
   quantized_norm,
   tree_prefix_noise,
 )
 from locojax.methods.dp_ftrl.participation import (
   Cohort,
+  Counts,
   FixedOrder,
   Log,
   MinSepSampler,
   PoissonClients,
   ShuffledEpochs,
+  Trees,
   logged,
+)
+from locojax.methods.dp_ftrl.releases import (
+  Release,
+  cohort_hash,
+  settings_hash,
 )
 from locojax.methods.dp_ftrl.rounds import (
   RoundState,
@@ -120,7 +125,9 @@ __all__ = [
   "CANARY",
   "COUNT_SENSITIVITY",
   "Clip",
+  "Closed",
   "Cohort",
+  "Counts",
   "FixedOrder",
   "LedgerError",
   "Log",
@@ -134,6 +141,7 @@ __all__ = [
   "RoundState",
   "ShuffledEpochs",
   "Strategy",
+  "Trees",
   "add_matrix_noise",
   "add_tree_noise",
   "banded",
@@ -141,6 +149,7 @@ __all__ = [
   "blt_inverse",
   "canary_direction",
   "canary_loss",
+  "check_open",
   "check_rounds",
   "clip_norm_in_force",
   "clip_update",
@@ -165,6 +174,7 @@ __all__ = [
   "next_word_loss",
   "next_word_model",
   "noise_multiplier_for",
+  "noise_states",
   "one_run_eps",
   "one_run_p_value",
   "pattern_squared_sensitivity",

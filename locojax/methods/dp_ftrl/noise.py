@@ -33,12 +33,16 @@ from locojax.methods.dp_ftrl import keys, matrix, sampling, tree
 MECHANISMS = ("tree", "independent", "none")
 
 
+class Closed(ValueError):
+  """A mechanism gives no more noise: its rounds are over, or its norm grew."""
+
+
 class TreeNoiseState(NamedTuple):
   """State of tree noise; a checkpoint of it resumes the same noise.
 
   Attributes:
     key: typed key of the run's noise, secret.
-    step: rounds done, `[]` int32.
+    step: rounds done, `[]` int32; below 0 once the mechanism is closed.
     tree_id: trees started before this one, `[]` int32.
     leaves: rounds of the current tree, `[]` int32.
     std: standard deviation of its nodes, `[]` float32.
@@ -58,7 +62,7 @@ class MatrixNoiseState(NamedTuple):
 
   Attributes:
     key: typed key of the run's noise, secret.
-    step: rounds done, `[]` int32.
+    step: rounds done, `[]` int32; below 0 once the mechanism is closed.
     inner: state of the strategy.
   """
 
@@ -106,8 +110,39 @@ def _check_arrays(params: types.PyTree) -> None:
 
 
 def _closed(open_: jax.Array, x: jax.Array) -> jax.Array:
-  """`x`, or NaN where the mechanism has no more rounds."""
+  """`x`, or NaN where the mechanism is closed."""
   return jnp.where(open_, x, jnp.nan)
+
+
+def _next_step(open_: jax.Array, step: jax.Array) -> jax.Array:
+  """One more round; `~step` of the round that closed the mechanism for good."""
+  return jnp.where(open_, step + 1, jnp.where(step < 0, step, ~step))
+
+
+def noise_states(state: Any) -> list[TreeNoiseState | MatrixNoiseState]:
+  """The states of all noise in a state, such as that of a run."""
+  kinds = (TreeNoiseState, MatrixNoiseState)
+  is_noise = lambda x: isinstance(x, kinds)
+  return [x for x in jax.tree.leaves(state, is_leaf=is_noise) if is_noise(x)]
+
+
+def check_open(state: Any) -> None:
+  """Refuses, on the host, a state with noise that is closed.
+
+  Args:
+    state: with any number of noise states in it, which are waited for.
+
+  Raises:
+    Closed: names the round (from 0) that closed it.
+  """
+  for noise in noise_states(state):
+    step = int(noise.step)
+    if step < 0:
+      raise Closed(
+        f"the noise was closed in round {~step}: there it had no more rounds "
+        "(max_rounds), or the clip norm had grown within a tree. What came "
+        "after is NaN; no noise was used again."
+      )
 
 
 def check_rounds(state: Any, max_rounds: int) -> None:
@@ -116,12 +151,13 @@ def check_rounds(state: Any, max_rounds: int) -> None:
   Under `jit` a mechanism past its last round gives NaN; this says why.
 
   Raises:
-    ValueError: `step` has reached `max_rounds`.
+    Closed: `step` has reached `max_rounds`, or the state is closed.
   """
   step = int(state.step)
-  if step >= max_rounds:
-    raise ValueError(
-      f"step={step} is not allowed: the noise was made for max_rounds="
+  if step < 0 or step >= max_rounds:
+    at = ~step if step < 0 else step
+    raise Closed(
+      f"round {at} is not allowed: the noise was made for max_rounds="
       f"{max_rounds}. More rounds need a mechanism, and an account, for more."
     )
 
@@ -186,7 +222,7 @@ def add_tree_noise(
     key: typed threefry key, from `keys.from_entropy` for a real release. It is
       kept in the state and never used for another run.
     max_rounds: rounds that it is good for. Later ones give NaN: closed, not
-      repeated.
+      repeated (`check_open`).
     estimator: `honaker` (less variance, same privacy) or `basic`.
     restart: when fresh trees start; None for one tree.
     secure: sums and noise on a grid of integers, the noise a discrete Gaussian,
@@ -199,8 +235,8 @@ def add_tree_noise(
   Returns:
     A transformation of sums. Extra argument `clip_norm`, `[]`: replaces C in
     the round that starts a tree. Within a tree it must not be larger than
-    there, else the round is closed: NaN. With `secure` it must be a number of
-    at most C. Memory: levels x model.
+    there, else it is closed: NaN from there on. With `secure` it must be a
+    number of at most C. Memory: levels x model.
 
   Raises:
     ValueError: a bad setting.
@@ -231,7 +267,8 @@ def add_tree_noise(
     fresh = starts(state.step) & (state.step > 0)
     tree_id = state.tree_id + fresh
     begins = starts(state.step)
-    new_std, open_ = state.std, state.step < max_rounds
+    new_std = state.std
+    open_ = (state.step >= 0) & (state.step < max_rounds)
     if sigma is not None:
       _check_follows(clip_norm, own_norm, "secure=True")
     elif clip_norm is not None:
@@ -255,8 +292,9 @@ def add_tree_noise(
 
     made = trees.map_with_path(one, updates, state.buffers)
     out, buffers = matrix.unzip(updates, made)
+    step = _next_step(open_, state.step)
     new_state = TreeNoiseState(
-      state.key, state.step + 1, tree_id, leaves + 1, new_std, buffers
+      state.key, step, tree_id, leaves + 1, new_std, buffers
     )
     return out, new_state
 
@@ -398,14 +436,15 @@ def add_matrix_noise(
 
     z = trees.map_with_path(draw, updates)
     noise, inner = strategy.next(z, state.inner, state.step)
-    open_ = state.step < max_rounds
+    open_ = (state.step >= 0) & (state.step < max_rounds)
 
     def add(x, n):
       total = x.astype(jnp.float32) + jnp.float32(std) * n
       return _closed(open_, total).astype(x.dtype)
 
     out = jax.tree.map(add, updates, noise)
-    return out, MatrixNoiseState(state.key, state.step + 1, inner)
+    step = _next_step(open_, state.step)
+    return out, MatrixNoiseState(state.key, step, inner)
 
   return optax.GradientTransformationExtraArgs(init, update)
 

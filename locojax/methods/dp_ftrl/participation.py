@@ -10,6 +10,7 @@ NumPy only.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -51,17 +52,26 @@ def _rng(seed: int, *stream: int) -> np.random.Generator:
   return np.random.default_rng([seed, *stream])
 
 
-class Log:
-  """What was realised: the rounds of every client.
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, num_clients: int) -> np.ndarray:
+  """The clients in the order of an epoch, for all its rounds."""
+  order = _rng(seed, epoch).permutation(num_clients)
+  order.flags.writeable = False
+  return order
 
-  >>> log = Log()
-  >>> log.add(0, [3, 5]); log.add(4, [3])
-  >>> log.max_participations, log.min_sep
+
+class Counts:
+  """What was realised in k and the least separation; keeps no rounds.
+
+  >>> counts = Counts()
+  >>> counts.add(0, [3, 5]); counts.add(4, [3])
+  >>> counts.max_participations, counts.min_sep
   (2, 4)
   """
 
   def __init__(self):
-    self._rounds: dict[int, list[int]] = {}
+    self._last: dict[int, int] = {}
+    self._count: dict[int, int] = {}
     self._most, self._gap = 0, None
     self.num_rounds = 0
 
@@ -80,12 +90,12 @@ class Log:
     if len(set(clients)) != len(clients):
       raise ValueError(f"round {round_index} has a client twice.")
     for client in clients:
-      own = self._rounds.setdefault(client, [])
-      if own:
-        gap = round_index - own[-1]
+      if client in self._last:
+        gap = round_index - self._last[client]
         self._gap = gap if self._gap is None else min(gap, self._gap)
-      own.append(round_index)
-      self._most = max(self._most, len(own))
+      self._last[client] = round_index
+      count = self._count[client] = self._count.get(client, 0) + 1
+      self._most = max(self._most, count)
     self.num_rounds = round_index + 1
 
   @property
@@ -99,7 +109,7 @@ class Log:
     return max(1, self.num_rounds) if self._gap is None else self._gap
 
   def check(self, *, max_participations: int, min_sep: int) -> None:
-    """Raises ValueError if the log does not keep to what was declared."""
+    """Raises ValueError if it does not keep to what was declared."""
     close = self._gap is not None and self._gap < min_sep
     if self.max_participations > max_participations or close:
       raise ValueError(
@@ -108,11 +118,60 @@ class Log:
         f"{max_participations} and min_sep={min_sep}."
       )
 
+
+class Log(Counts):
+  """What was realised: the rounds of every client.
+
+  >>> log = Log()
+  >>> log.add(0, [3, 5]); log.add(4, [3])
+  >>> log.tree_sensitivity(6)
+  5
+  """
+
+  def __init__(self):
+    super().__init__()
+    self._rounds: dict[int, list[int]] = {}
+
+  def add(self, round_index: int, clients: Iterable[int]) -> None:
+    """As `Counts.add`."""
+    clients = [int(c) for c in clients]
+    super().add(round_index, clients)
+    for client in clients:
+      self._rounds.setdefault(client, []).append(round_index)
+
   def tree_sensitivity(self, num_rounds: int | None = None) -> int:
     """zeta^2 of one tree under the realised rounds: the worst client's."""
     total = self.num_rounds if num_rounds is None else num_rounds
     several = {tuple(r) for r in self._rounds.values()}
     return max((sensitivity.pattern(r, total) for r in several), default=0)
+
+
+class Trees:
+  """What was realised in a run, and in its newest tree.
+
+  Attributes:
+    run: over all rounds, whatever their tree.
+    tree: of the newest tree, its rounds counted from its first.
+
+  >>> trees = Trees()
+  >>> for t, tree_id in ((0, 0), (1, 0), (2, 1)):
+  ...   trees.add(t, tree_id, [3])
+  >>> trees.run.max_participations, trees.tree.max_participations
+  (3, 1)
+  """
+
+  def __init__(self):
+    self.run, self.tree = Counts(), Counts()
+    self._tree_id, self._first = None, 0
+
+  def add(self, round_index: int, tree_id: int, clients: Iterable[int]) -> None:
+    """Takes down the clients of the next round, which is of tree `tree_id`."""
+    clients = list(clients)
+    if tree_id != self._tree_id:
+      self.tree, self._tree_id = Counts(), tree_id
+      self._first = round_index
+    self.run.add(round_index, clients)
+    self.tree.add(round_index - self._first, clients)
 
 
 def logged(sampler, num_rounds: int) -> Log:
@@ -160,8 +219,8 @@ class ShuffledEpochs:
   def __call__(self, round_index: int) -> Cohort:
     """The cohort of a round."""
     epoch, place = divmod(round_index, self.rounds_per_epoch)
-    rng = _rng(self.seed, epoch if self.reshuffle else 0)
-    order = rng.permutation(self.num_clients)
+    epoch = epoch if self.reshuffle else 0
+    order = _order(self.seed, epoch, self.num_clients)
     start = place * self.cohort_size
     return _padded(order[start : start + self.cohort_size], self.cohort_size)
 

@@ -8,13 +8,15 @@ import pytest
 
 from locojax.methods.dp_ftrl import (
   accounting,
+  chain,
   clipping,
   ledger,
   participation,
+  releases,
   sensitivity,
 )
 
-BASE = ledger.Release(
+BASE = releases.Release(
   run_id="run",
   key="aaaa",
   tree_id=0,
@@ -22,7 +24,7 @@ BASE = ledger.Release(
   noise_multiplier=7.0,
   clip_norm=0.5,
   num_clients=100.0,
-  cohort=ledger.cohort_hash([1, 2]),
+  cohort=releases.cohort_hash([1, 2]),
   max_participations=1,
   min_sep=10,
 )
@@ -55,7 +57,7 @@ def test_changed_and_missing_lines_are_found(tmp_path, line):
   changed[line] = changed[line].replace("7.0", "9.0")
   for text in (changed, lines[:line] + lines[line + 1 :]):
     book.path.write_text("".join(text))
-    with pytest.raises(ledger.LedgerError, match="was changed"):
+    with pytest.raises(chain.LedgerError, match="was changed"):
       ledger.PrivacyLedger(book.path)
 
 
@@ -64,17 +66,18 @@ def test_a_torn_last_line_was_no_release(tmp_path):
   whole = book.path.read_text()
   book.path.write_text(whole + '{"kind": "rele')
   again = ledger.PrivacyLedger(book.path)
-  assert again.next_round("run") == 5 and book.path.read_text() == whole
+  assert again.next_round("run") == 5 and again.head == book.head
   again.append(_release(5))
+  assert book.path.read_text().startswith(whole)
   assert ledger.PrivacyLedger(book.path).next_round("run") == 6
 
 
 def test_ahead_of_the_checkpoint(tmp_path):
   book = _filled(tmp_path / "ledger.jsonl")
-  with pytest.raises(ledger.LedgerError, match="rounds 3 to 4 .*replay"):
+  with pytest.raises(chain.LedgerError, match="rounds 3 to 4 .*replay"):
     book.resume("run", 3)
   assert [r["round"] for r in book.resume("run", 3, policy="replay")] == [3, 4]
-  with pytest.raises(ledger.LedgerError, match="does not have"):
+  with pytest.raises(chain.LedgerError, match="does not have"):
     book.resume("run", 7)
 
 
@@ -83,16 +86,16 @@ def test_a_replay_must_be_the_very_same(tmp_path):
   lines = len(book.records)
   book.append(_release(3))
   assert len(book.records) == lines
-  with pytest.raises(ledger.LedgerError, match="another cohort"):
-    book.append(_release(3, cohort=ledger.cohort_hash([7])))
+  with pytest.raises(chain.LedgerError, match="another cohort"):
+    book.append(_release(3, cohort=releases.cohort_hash([7])))
 
 
 def test_a_new_tree_charges_what_was_lost(tmp_path):
   book = _filled(tmp_path / "ledger.jsonl")
-  with pytest.raises(ledger.LedgerError, match="not in the ledger"):
+  with pytest.raises(chain.LedgerError, match="not in the ledger"):
     book.resume("run", 3, policy="new_tree", new_key="aaaa")
   book.resume("run", 3, policy="new_tree", new_key="bbbb")
-  other = ledger.cohort_hash([9])
+  other = releases.cohort_hash([9])
   for t in range(3, 9):
     book.append(_release(t, key="bbbb", tree_id=1, cohort=other))
   found = book.statement("run", delta=1e-6)
@@ -105,11 +108,11 @@ def test_a_new_tree_charges_what_was_lost(tmp_path):
 
 def test_keys_are_for_one_run_and_rounds_follow(tmp_path):
   book = _filled(tmp_path / "ledger.jsonl")
-  with pytest.raises(ledger.LedgerError, match="fresh key"):
+  with pytest.raises(chain.LedgerError, match="fresh key"):
     book.append(_release(0, run_id="other"))
-  with pytest.raises(ledger.LedgerError, match="round 5 .* not in"):
+  with pytest.raises(chain.LedgerError, match="round 5 .* not in"):
     book.append(_release(6))
-  with pytest.raises(ledger.LedgerError, match="no releases"):
+  with pytest.raises(chain.LedgerError, match="no releases"):
     book.statement("other", delta=1e-6)
 
 
@@ -130,7 +133,7 @@ def test_other_mechanisms_need_their_sensitivity(tmp_path):
     book.append(
       _release(t, max_participations=k, min_sep=3, mechanism="independent")
     )
-  with pytest.raises(ledger.LedgerError, match="independent"):
+  with pytest.raises(chain.LedgerError, match="independent"):
     book.statement("run", delta=1e-5)
   found = book.statement(
     "run", delta=1e-5, squared_sensitivity=lambda num, k, b: float(k)
@@ -208,23 +211,24 @@ def test_the_count_of_adaptive_clipping_is_charged(tmp_path):
 
 def test_counts_have_a_key_of_their_own(tmp_path):
   book = ledger.PrivacyLedger(tmp_path / "ledger.jsonl")
-  with pytest.raises(ledger.LedgerError, match="count_key='aaaa'"):
+  with pytest.raises(chain.LedgerError, match="count_key='aaaa'"):
     book.append(_release(0, count_key="aaaa"))
   book.append(_release(0, count_key="bbbb"))
   for taken in ({"key": "bbbb"}, {"key": "cccc", "count_key": "aaaa"}):
-    with pytest.raises(ledger.LedgerError, match="fresh key"):
+    with pytest.raises(chain.LedgerError, match="fresh key"):
       book.append(_release(0, run_id="other", **taken))
-  with pytest.raises(ledger.LedgerError, match="new_key='bbbb'"):
+  with pytest.raises(chain.LedgerError, match="new_key='bbbb'"):
     book.resume("run", 0, policy="new_tree", new_key="bbbb")
 
 
 def test_a_branch_with_other_settings_is_no_replay(tmp_path):
-  one, two = (ledger.settings_hash({"rate": r}) for r in (0.1, 0.2))
+  one, two = (releases.settings_hash({"rate": r}) for r in (0.1, 0.2))
   book = ledger.PrivacyLedger(tmp_path / "ledger.jsonl")
   book.append(_release(0, settings=one))
   book.append(_release(0, settings=one))
-  with pytest.raises(ledger.LedgerError, match="another cohort or setting"):
-    book.append(_release(0, settings=two))
+  for t in (0, 1):  # of the same round, and of the next
+    with pytest.raises(chain.LedgerError, match=f"'{one}' there, '{two}'"):
+      book.append(_release(t, settings=two))
 
 
 def test_what_a_release_has_not_is_not_written(tmp_path):
@@ -233,3 +237,213 @@ def test_what_a_release_has_not_is_not_written(tmp_path):
   assert not {"count_multiplier", "count_key", "settings"} & set(
     book.records[0]
   )
+
+
+# ------------------------------------------------------ what may follow what
+
+OLD = {"rate": 0.1, "data": {"seed": 0, "name": "a"}, "norms": (1, 2)}
+NEW = {"rate": 0.1, "data": {"seed": 3, "name": "a"}, "norms": (1, 4)}
+
+
+def _with(settings, t, **changes):
+  name = releases.settings_hash(settings)
+  return _release(t, settings=name, **changes), settings
+
+
+def _append(book, settings, t, **changes):
+  release, settings = _with(settings, t, **changes)
+  book.append(release, settings=settings)
+
+
+def test_settings_are_written_once_and_differences_are_named(tmp_path):
+  book = ledger.PrivacyLedger(tmp_path / "ledger.jsonl")
+  for t in range(3):
+    _append(book, OLD, t)
+  assert [r["kind"] for r in book.records] == ["settings", *["release"] * 3]
+  again = ledger.PrivacyLedger(book.path)
+  words = r"round 3 differs from round 2 .*data.seed \(0 there, 3 here\), nor"
+  for one in (book, again):
+    release, settings = _with(NEW, 3)
+    with pytest.raises(chain.LedgerError, match=words):
+      one.append(release, settings=settings)
+    with pytest.raises(chain.LedgerError, match=r"norms \(\[1, 2\] there"):
+      one.compare(release, settings)
+    with pytest.raises(chain.LedgerError, match="settings .*new_tree"):
+      one.append(release)  # nobody says what they are
+  changes = {
+    "noise_multiplier": 6.0,
+    "num_clients": 90,
+    "mechanism": "independent",
+    "count_multiplier": 50.0,
+  }
+  for name, value in changes.items():
+    with pytest.raises(chain.LedgerError, match=f"{name} \\("):
+      _append(book, OLD, 3, **{name: value})
+  assert book.path.read_text() == again.path.read_text()
+  assert len(book.records) == 4
+  _append(book, OLD, 3, noise_multiplier=7.0 * (1 + 1e-13))
+
+
+def test_with_a_new_key_all_may_differ_and_all_is_charged(tmp_path):
+  book = ledger.PrivacyLedger(tmp_path / "ledger.jsonl")
+  for t in range(4):
+    _append(book, OLD, t)
+  changes = {"key": "bbbb", "noise_multiplier": 3.0, "num_clients": 9}
+  with pytest.raises(chain.LedgerError, match="key .'aaaa' there, 'bbbb' here"):
+    _append(book, NEW, 4, **changes)
+  assert book.resume("run", 4, policy="new_tree", new_key="bbbb") == []
+  again = ledger.PrivacyLedger(book.path)
+  again.resume("run", 4, policy="new_tree", new_key="bbbb")  # said already
+  assert again.head == book.head and again.next_round("run") == 4
+  for t in range(4, 7):
+    _append(again, NEW, t, **changes)
+  with pytest.raises(chain.LedgerError, match="key"):
+    _append(again, OLD, 7)  # the old key is over
+  found = ledger.PrivacyLedger(book.path).statement("run", delta=1e-5)
+  parts = (sensitivity.tree(4, 1, 4), 7.0), (sensitivity.tree(3, 1, 3), 3.0)
+  assert found["rho"] == sum(accounting.zcdp(*part) for part in parts)
+  for taken in ("aaaa", "bbbb", None):
+    with pytest.raises(chain.LedgerError, match="new_key="):
+      again.resume("run", 7, policy="new_tree", new_key=taken)
+
+
+def test_a_new_key_for_updates_needs_one_for_counts(tmp_path):
+  book = ledger.PrivacyLedger(tmp_path / "ledger.jsonl")
+  book.append(_release(0, count_key="cccc", count_multiplier=9.0))
+  book.resume("run", 1, policy="new_tree", new_key="bbbb")
+  for taken in ("cccc", "aaaa"):
+    with pytest.raises(chain.LedgerError, match="used twice"):
+      book.append(_release(1, key="bbbb", count_key=taken))
+  book.append(_release(1, key="bbbb", count_key="dddd"))
+
+
+def test_a_tree_keeps_its_norm_and_its_past(tmp_path):
+  book = ledger.PrivacyLedger(tmp_path / "ledger.jsonl")
+  seen = {"tree_id": 1, "max_participations": 2, "min_sep": 4}
+  for t in range(6):
+    book.append(_release(t, **seen))
+  for changes, words in (
+    ({"clip_norm": 0.6}, "clip_norm=0.6 of round 6 .*is 0.5 in this tree"),
+    ({"clip_norm": 0.4}, "clip_norm=0.4"),
+    ({"max_participations": 1}, "was forgotten"),
+    ({"min_sep": 5}, "was forgotten"),
+    ({"tree_id": 0}, "tree 1 has begun"),
+  ):
+    with pytest.raises(chain.LedgerError, match=words):
+      book.append(_release(6, **{**seen, **changes}))
+  book.append(_release(6, tree_id=2, clip_norm=0.7))
+
+
+def test_participation_is_what_was_recorded(tmp_path):
+  """Cohorts are asked for again, in all trees, and held against the hashes."""
+  book = ledger.PrivacyLedger(tmp_path / "ledger.jsonl")
+  sampler = participation.ShuffledEpochs(12, 3, seed=0)
+  drawn = lambda t: sampler(t).clients
+  logs = participation.Trees()
+  for t in range(9):
+    logs.add(t, t // 5, drawn(t))
+    book.append(
+      _release(
+        t,
+        tree_id=t // 5,
+        cohort=releases.cohort_hash(drawn(t)),
+        max_participations=logs.tree.max_participations,
+        min_sep=logs.tree.min_sep,
+      )
+    )
+  found = book.realised("run", drawn, before=9)
+  for name in ("run", "tree"):
+    one, two = getattr(found, name), getattr(logs, name)
+    assert one.max_participations == two.max_participations
+    assert one.min_sep == two.min_sep
+  assert found.run.max_participations == 3 and found.run.min_sep == 4
+  assert book.realised("run", drawn, before=4).run.max_participations == 1
+  for wrong in (0, 6):
+    other = lambda t, wrong=wrong: drawn(t + (t == wrong))
+    with pytest.raises(chain.LedgerError, match=f"the cohort of round {wrong}"):
+      book.realised("run", other, before=9)
+
+
+def _forced(path, *changes):
+  """A ledger as it should not be, with sound lines."""
+  lines = chain.Chain(path, releases.check_record)
+  for t, change in enumerate(changes):
+    lines.append(_release(t, **change).record())
+  return ledger.PrivacyLedger(path)
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ([{}, {"key": "bbbb"}], "key .'aaaa' there, 'bbbb' here"),
+    ([{"settings": "a"}, {"settings": "b"}], "settings .'a' there, 'b' here"),
+    ([{}, {"noise_multiplier": 9.0}], "noise_multiplier .7.0 there, 9.0 here"),
+    ([{"max_participations": 2}, {}], "was forgotten"),
+    ([{}, {"clip_norm": 0.6}], "clip_norm=0.6"),
+  ],
+)
+def test_a_ledger_that_broke_the_rules_states_nothing(tmp_path, changes, words):
+  """As they were written before there were rules."""
+  book = _forced(tmp_path / "ledger.jsonl", *changes)
+  said = f"no account covers: .*{words}"
+  for use in (
+    lambda: book.statement("run", delta=1e-5),
+    lambda: book.resume("run", 2),
+    lambda: book.realised("run", lambda t: [1, 2], before=2),
+  ):
+    with pytest.raises(chain.LedgerError, match=said):
+      use()
+
+
+def test_a_ledger_that_says_less_than_was_spent_is_found(tmp_path):
+  book = _forced(tmp_path / "a", {}, {})  # the same clients, k = 1
+  with pytest.raises(chain.LedgerError, match="round 1 is recorded with max_p"):
+    book.realised("run", lambda t: [1, 2], before=2)
+  close = {"max_participations": 2, "min_sep": 2}
+  book = _forced(tmp_path / "b", close, close)
+  with pytest.raises(chain.LedgerError, match="says less than what was spent"):
+    book.realised("run", lambda t: [1, 2], before=2)
+
+
+def test_trees_that_are_filled_up_are_charged_for_it(tmp_path):
+  book = ledger.PrivacyLedger(tmp_path / "ledger.jsonl")
+  lengths = (5, 6, 3)
+  trees = [i for i, length in enumerate(lengths) for _ in range(length)]
+  for t, tree_id in enumerate(trees):
+    book.append(_release(t, tree_id=tree_id, completed=True))
+  found = book.statement("run", delta=1e-5)["squared_sensitivity"]
+  assert found == sensitivity.restarts(lengths, completed=True)
+  assert found > sensitivity.restarts(lengths)
+
+
+def test_mechanisms_of_several_keys_have_their_own_sensitivity(tmp_path):
+  book = ledger.PrivacyLedger(tmp_path / "ledger.jsonl")
+  kinds = {"aaaa": "tree", "bbbb": "independent", "cccc": "square"}
+  for t, (key, mechanism) in enumerate(kinds.items()):
+    if t:
+      book.resume("run", t, policy="new_tree", new_key=key)
+    book.append(_release(t, key=key, mechanism=mechanism))
+  given = {"independent": lambda *_: 2.0}
+  with pytest.raises(chain.LedgerError, match=r"\['square'\] are not trees"):
+    book.statement("run", delta=1e-5, squared_sensitivity=given)
+  given["square"] = lambda *_: 5.0
+  found = book.statement("run", delta=1e-5, squared_sensitivity=given)
+  assert found["squared_sensitivity"] == sensitivity.tree(1, 1, 1) + 7.0
+  nobody = ledger.PrivacyLedger(tmp_path / "nobody.jsonl")
+  nobody.append(_release(0, max_participations=0, min_sep=1))
+  assert nobody.statement("run", delta=1e-5)["rho"] == 0.0
+
+
+def test_ledgers_from_before_go_on(tmp_path):
+  """Without settings in full, and with rounds that were `lost`."""
+  lines = chain.Chain(tmp_path / "a", releases.check_record)
+  for t in range(3):
+    lines.append(_release(t, settings="aa").record())
+  lost = {"kind": "lost", "run_id": "run", "key": "bbbb"}
+  lines.append({**lost, "first_round": 1, "last_round": 2})
+  book = ledger.PrivacyLedger(tmp_path / "a")
+  assert book.next_round("run") == 1
+  book.append(_release(1, key="bbbb", settings="bb"))
+  assert book.statement("run", delta=1e-5)["num_trees"] == 2
+  with pytest.raises(chain.LedgerError, match="settings .'bb' there"):
+    _append(book, OLD, 2, key="bbbb")

@@ -94,8 +94,11 @@ def test_added_noise_has_the_covariance():
   found = np.stack(rows) @ np.stack(rows).T / 40_000 / 9
   inverse = np.linalg.inv(strategy.matrix(8))
   np.testing.assert_allclose(found, inverse @ inverse.T, atol=0.03)
-  last, _ = tx.update(x, state)
+  noise.check_open(state)
+  last, state = tx.update(x, state)
   assert np.isnan(last).all()
+  with pytest.raises(noise.Closed, match="closed in round 8"):
+    noise.check_open(state)
 
 
 def test_strategies_end():

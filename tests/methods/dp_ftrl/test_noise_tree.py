@@ -378,12 +378,15 @@ def test_the_clip_norm_is_read_where_a_tree_starts():
   assert found[0] == pytest.approx(1.5, rel=0.03)
   assert found[3] == pytest.approx(6.0, rel=0.03)
   np.testing.assert_allclose(found[1:3], [1.5, 1.5], rtol=0.03)
-  # One that is larger than the noise of the tree was made for closes the round.
+  # One that is larger than the noise of the tree was made for closes it.
   tx.update(zeros, tx.init(zeros), clip_norm=jnp.float32(9.0))
-  updates, _ = tx.update(
-    zeros, state._replace(step=jnp.int32(7)), clip_norm=jnp.float32(4.1)
-  )
-  assert np.isnan(updates).all()
+  state = state._replace(step=jnp.int32(7))
+  noise.check_open({"state": state})
+  for norm in (4.1, 1.0, 1.0):
+    updates, state = tx.update(zeros, state, clip_norm=jnp.float32(norm))
+    assert np.isnan(updates).all()
+  with pytest.raises(noise.Closed, match="closed in round 7"):
+    noise.check_open({"state": state})
 
 
 @pytest.mark.parametrize("kind", ["matrix", "secure"])
@@ -433,8 +436,10 @@ def test_closed_after_the_last_round():
   tx = _noise(3)
   added, state = _added(tx, 4)
   assert np.isfinite(added["b"][:3]).all() and np.isnan(added["b"][3]).all()
-  with pytest.raises(ValueError, match="max_rounds=3"):
+  with pytest.raises(noise.Closed, match="round 3 .*max_rounds=3"):
     noise.check_rounds(state, 3)
+  with pytest.raises(noise.Closed, match="closed in round 3"):
+    noise.check_open(state)
 
 
 def test_other_keys_other_noise_and_fingerprints():
