@@ -107,8 +107,8 @@ def check_config(
     if len(on_others) > 1:
       kind += " and on other data"
     raise ValueError(
-      f"{workdir} has a run {kind}: {listed}. Take another --workdir, set these "
-      "back, or remove that folder."
+      f"{workdir} has a run {kind}: {listed}. Take another "
+      "--workdir, set these back, or remove that folder."
     )
 
 
