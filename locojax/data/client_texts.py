@@ -122,6 +122,8 @@ def texts_of_folder(
   endings = tuple(e for s in suffixes for e in (s, s + ".gz"))
   inside = folders.visible(root, deep=True)
   files = [p for p in inside if p.name.endswith(endings)]
+  unused = [p.relative_to(root) for p in inside if not p.name.endswith(endings)]
+  folders.report_unused(root, unused, f"texts end in {', '.join(suffixes)}")
   if not files:
     raise ValueError(f"root={str(root)!r} has no files that end in {endings}.")
   out: Texts = {}

@@ -188,7 +188,7 @@ def cutout(
     Shape and dtype of `images`.
 
   Raises:
-    ValueError: a bad shape or size.
+    ValueError: a bad shape or size, or a fill that the dtype does not hold.
   """
   checks.positive_int("size", size)
   batch = _as_batch(images)
@@ -200,7 +200,10 @@ def cutout(
   in_row = (row >= 0) & (row < size)
   in_column = (column >= 0) & (column < size)
   hole = in_row[:, :, None, None] & in_column[:, None, :, None]
-  out = np.where(hole, np.asarray(fill, batch.dtype), batch)
+  kept = np.array(fill).astype(batch.dtype)
+  if batch.dtype.kind in "iu" and kept != fill:
+    checks.refuse("fill", fill, f"a value of {batch.dtype}, as the images are")
+  out = np.where(hole, kept, batch)
   return out.reshape(np.shape(images))
 
 

@@ -430,17 +430,20 @@ def _padded(read, num_examples, batch_size, local, process_index):
       raise ValueError(
         "the examples have the name 'mask' already, which padded_batches adds."
       )
-    block = {k: _pad(_kept(k, v), num, local) for k, v in block.items()}
+    for name, value in block.items():
+      _check_kept(name, value)
+    block = {k: _pad(v, num, local) for k, v in block.items()}
     mask = np.arange(local) < num
     yield {**block, "mask": mask.astype(np.float32)}
 
 
-def _kept(name: str, value: Any) -> Any:
-  """The same; 64-bit integers that a jitted function would wrap are refused."""
+def _check_kept(name: str, value: Any) -> None:
+  """Refuses 64-bit integers that a jitted function would wrap."""
   if isinstance(value, Mapping):
-    return {k: _kept(f"{name}/{k}", v) for k, v in value.items()}
-  value = np.asarray(value)
-  return value if value.dtype.itemsize < 8 else checks.kept(name, value)
+    for k, v in value.items():
+      _check_kept(f"{name}/{k}", v)
+  elif value.dtype.itemsize == 8:
+    checks.kept(name, value)
 
 
 def _pad(value: Any, num: int, size: int) -> Any:
