@@ -118,8 +118,9 @@ def load(
   low, high = int(tokens.min()), int(tokens.max())
   if low < 0 or high >= vocab_size:
     raise ValueError(
-      f"model.vocab_size={vocab_size} is not allowed: the corpus has tokens "
-      f"from {low} to {high}, and they must be in [0, {vocab_size - 1}]."
+      f"model.vocab_size={vocab_size} is not allowed: the corpus has the "
+      f"token {low if low < 0 else high}, and all must be in [0, "
+      f"{vocab_size - 1}]."
     )
   windows = np.lib.stride_tricks.sliding_window_view
   return {k: windows(v, length + 1)[::length] for k, v in splits.items()}
