@@ -28,7 +28,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from experiments.common import commands, launch
+from experiments.common import commands, launch, trained_on
 from locojax.core import checks
 from locojax.train import distributed, loop, sharding
 
@@ -83,6 +83,7 @@ def parse(args: Sequence[str]) -> list[str]:
 
 
 def _evaluate(module: Any, config: Any, workdir: str) -> Mapping[str, Any]:
+  trained_on.check(config, pathlib.Path(workdir))
   if hasattr(module, "evaluate"):
     return module.evaluate(config, workdir)
   return loop.evaluate(

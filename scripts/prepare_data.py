@@ -252,11 +252,15 @@ def _prepare(name: str, data_dir, source) -> str:
   """Prepares one set of either kind; returns what to print."""
   known = (*NAMES, *prepare_tabular.NAMES, prepare_emoji.NAME)
   checks.one_of("name", name, known)
+  old = tfds_dirs.resolve(data_dir) / name
+  notice = ""
   if name in prepare_tabular.NAMES:
     folder, sizes = prepare_tabular.prepare(
       name, data_dir=data_dir, source=source
     )
   else:
+    if any(old.glob("*/dataset_info.json")):
+      notice = " (was there already: remove it to make it anew)"
     if name == prepare_emoji.NAME:
       folder = prepare_emoji.prepare(data_dir=data_dir, source=source)
     else:
@@ -265,7 +269,8 @@ def _prepare(name: str, data_dir, source) -> str:
       s["name"]: sum(map(int, s["shardLengths"]))
       for s in tfds_dirs.info(folder)["splits"]
     }
-  notice = f"\n{prepare_tabular.NOTICE}" if name == "movielens" else ""
+  if name == "movielens":
+    notice = f"\n{prepare_tabular.NOTICE}"
   return f"{name}: {sizes} in {folder}{notice}"
 
 

@@ -15,10 +15,11 @@ import pathlib
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+
+import numpy as np
 
 from locojax.core import checks
-from locojax.data import tfds_dirs
+from locojax.data import image_files, tfds_dirs
 
 NAME = "emoji_pairs"
 VERSION = "1.0.0"
@@ -49,17 +50,13 @@ def _folder(source: pathlib.Path, into: str) -> pathlib.Path:
   raise FileNotFoundError(f"no emoji.json in {source}: {_HELP}")
 
 
-def _sheets(folder: pathlib.Path) -> dict[str, Any]:
-  try:
-    from PIL import Image
-  except ImportError as e:
-    raise ImportError(tfds_dirs.PILLOW_HELP) from e
+def _sheets(folder: pathlib.Path) -> dict[str, np.ndarray]:
   out = {}
   for vendor, short in VENDORS.items():
     path = folder / "img" / short / "sheets" / "32.png"
     if not path.is_file():
       raise FileNotFoundError(f"{path} is not there: {_HELP}")
-    out[vendor] = Image.open(path).convert("RGBA")
+    out[vendor] = image_files.read_image(path, mode="RGBA")
   return out
 
 
@@ -71,6 +68,8 @@ def examples(folder: pathlib.Path, split: str) -> Iterator[tuple[str, dict]]:
     split: `train` or `test`.
   """
   sheets = _sheets(folder)
+  from PIL import Image
+
   rows = json.loads((folder / "emoji.json").read_text("utf-8"))
   for row in rows:
     if is_test(row["unified"]) != (split == "test"):
@@ -81,8 +80,14 @@ def examples(folder: pathlib.Path, split: str) -> Iterator[tuple[str, dict]]:
       if not row[f"has_img_{short}"]:
         continue
       left, top = (CELL * row[k] + 1 for k in ("sheet_x", "sheet_y"))
+      cell = sheets[vendor][top : top + 32, left : left + 32]
+      if cell.shape != (32, 32, 4):
+        raise ValueError(
+          f"emoji {row['unified']} lies outside the sheet of {vendor}: the "
+          f"package is damaged. {_HELP}"
+        )
       file = io.BytesIO()
-      sheets[vendor].crop((left, top, left + 32, top + 32)).save(file, "PNG")
+      Image.fromarray(cell).save(file, "PNG")
       file.seek(0)
       yield (
         f"{row['unified']}_{vendor}",
@@ -128,10 +133,10 @@ def _builder(folder: pathlib.Path, root: pathlib.Path):
 
       def _split_generators(self, dl_manager):
         del dl_manager
-        return {s: examples(folder, s) for s in ("train", "test")}
+        return {s: self._generate_examples(s) for s in ("train", "test")}
 
-      def _generate_examples(self):
-        raise NotImplementedError  # `_split_generators` has the examples.
+      def _generate_examples(self, split):
+        return examples(folder, split)
 
   EmojiPairs.name = NAME
   EmojiPairs.code_path = pathlib.Path(__file__)

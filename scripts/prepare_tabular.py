@@ -112,12 +112,15 @@ def _from_grouplens(files: Mapping[str, bytes]) -> dict[str, Columns]:
 
   def rows(name, separator, width):
     text = files[_GROUPLENS[name]].decode("latin-1")
-    out = [line.split(separator) for line in text.split("\n") if line]
-    if not out or {len(row) for row in out} != {width}:
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    out = [(i, ln.split(separator)) for i, ln in enumerate(lines, 1) if ln]
+    bad = [i for i, row in out if len(row) != width]
+    if not out or bad:
       raise ValueError(
-        f"{_GROUPLENS[name]} is damaged: each line must have {width} columns."
+        f"{_GROUPLENS[name]} is damaged: each line must have {width} columns"
+        f"{f', and line {bad[0]} has not' if bad else ''}."
       )
-    return out
+    return [row for _, row in out]
 
   ratings = np.array(rows("ratings", "\t", 4), np.int64).T
   items, users = rows("items", "|", 5 + _NUM_GENRES), rows("users", "|", 5)
@@ -177,17 +180,25 @@ def read_movielens(source: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
     name: {key: np.asarray(column) for key, column in table.items()}
     for name, table in raw.items()
   }
-  tables["items"]["genres"] = tables["items"]["genres"].astype(np.uint8)
+  genres = checks.integers("genres", tables["items"]["genres"], np.uint8)
+  tables["items"]["genres"] = genres
   _check_movielens(tables)
   return tables
 
 
-def _uci_rows(data: bytes) -> list[list[str]]:
+def _uci_rows(name: str, data: bytes) -> list[list[str]]:
   """Rows of UCI's `adult.data` and `adult.test`."""
-  lines = data.decode("utf-8").splitlines()
-  rows = [[cell.strip() for cell in line.split(",")] for line in lines]
-  rows = [row for row in rows if len(row) == len(tabular.ADULT_COLUMNS)]
-  return [[*row[:-1], row[-1].rstrip(".")] for row in rows]
+  out, width = [], len(tabular.ADULT_COLUMNS)
+  for number, line in enumerate(data.decode("utf-8-sig").split("\n"), 1):
+    if not line.strip() or line.startswith("|"):  # adult.test has a remark.
+      continue
+    row = [cell.strip() for cell in line.split(",")]
+    if len(row) != width:
+      raise ValueError(
+        f"{name}, line {number}: {len(row)} cells; Adult has {width}."
+      )
+    out.append([*row[:-1], row[-1].rstrip(".")])
+  return out
 
 
 def read_adult(source: pathlib.Path) -> list[list[str]]:
@@ -202,7 +213,8 @@ def read_adult(source: pathlib.Path) -> list[list[str]]:
     header, rows = list(columns), list(zip(*columns.values()))
   elif files := _find(source, ["adult.data", "adult.test"]):
     header = list(tabular.ADULT_COLUMNS)
-    rows = _uci_rows(files["adult.test"]) + _uci_rows(files["adult.data"])
+    parts = [_uci_rows(n, files[n]) for n in ("adult.test", "adult.data")]
+    rows = sum(parts, [])
   else:
     path = source / "adult.csv.gz" if source.is_dir() else source
     if not path.name.endswith(".csv.gz") or not path.is_file():

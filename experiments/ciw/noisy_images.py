@@ -8,13 +8,12 @@ noise is the same for all methods of a seed.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from experiments.common import datasets, noisy_labels
+from experiments.common import datasets, noisy_labels, trained_on
 from locojax.core import checks
 from locojax.data import label_noise
 
@@ -95,7 +94,7 @@ def _pooled(images: np.ndarray, pool: int) -> np.ndarray:
   return np.round(images.reshape(cells).mean(axis=(2, 4))).astype(np.uint8)
 
 
-@functools.lru_cache(maxsize=2)
+@trained_on.cached(dict)
 def _loaded(items: tuple) -> dict[str, datasets.Split]:
   """The first rows of both splits, clean."""
   data = dict(items)
@@ -113,7 +112,12 @@ def _loaded(items: tuple) -> dict[str, datasets.Split]:
   return out
 
 
-@functools.lru_cache(maxsize=64)
+def _with_noise(items: tuple, noise: str, seed: int) -> dict[str, Any]:
+  del seed
+  return {**dict(items), "noises": (noise,)}
+
+
+@trained_on.cached(_with_noise, maxsize=64)
 def _noisy(items: tuple, noise: str, seed: int) -> np.ndarray:
   """Noisy labels of the training split."""
   data = dict(items)

@@ -121,7 +121,10 @@ def _trained(found: dict[str, Any], args) -> dict[str, Any]:
       "allowed: they must be uint8 [n, height, width, channels]."
     )
   checks.same_shape("images", images.shape[:1], "labels", labels.shape)
-  classes = len(found["classes"]) if "classes" in found else labels.max() + 1
+  if "classes" in found:
+    classes = len(found["classes"])
+  else:
+    classes = checks.integers("labels", labels).max() + 1
   found["probabilities"] = suspects_train.probabilities(
     images,
     labels,

@@ -71,7 +71,17 @@ def _probabilities(x: Any) -> np.ndarray:
   return x
 
 
-def _labels(labels: Any, num_classes: int | None) -> np.ndarray:
+def check_labels(labels: Any, num_classes: int | None) -> np.ndarray:
+  """Labels of N examples.
+
+  Args:
+    labels: `[N]` integers in [0, num_classes); without `num_classes`, any
+      integers or text.
+    num_classes: K, or None.
+
+  Raises:
+    ValueError: another shape or type, or a label out of range.
+  """
   labels = np.asarray(labels)
   if labels.ndim != 1 or labels.dtype.kind not in "iuU":
     raise ValueError(
@@ -85,11 +95,13 @@ def _labels(labels: Any, num_classes: int | None) -> np.ndarray:
       "labels are text, which is not allowed with probabilities: give "
       "integers, and the text of each class as `classes`."
     )
+  if not labels.size:
+    raise ValueError("labels are empty, which is not allowed.")
   low, high = labels.min(), labels.max()
   if low < 0 or high >= num_classes:
     raise ValueError(
-      f"labels from {low} to {high} are not allowed: the probabilities are of "
-      f"classes 0 to {num_classes - 1}."
+      f"labels from {low} to {high} are not allowed: there are the classes 0 "
+      f"to {num_classes - 1}."
     )
   return labels.astype(np.int64)
 
@@ -138,7 +150,9 @@ def collected(found: Mapping[str, Any]) -> Collected:
   if "probabilities" in found:
     out["probabilities"] = _probabilities(found["probabilities"])
   p = out.get("probabilities")
-  out["labels"] = _labels(found["labels"], None if p is None else p.shape[-1])
+  out["labels"] = check_labels(
+    found["labels"], None if p is None else p.shape[-1]
+  )
   if p is not None:
     checks.same_shape(
       "probabilities", p.shape[1:2], "labels", out["labels"].shape
@@ -151,9 +165,22 @@ def collected(found: Mapping[str, Any]) -> Collected:
     out["images"] = _images(found["images"])
   for name, dtype in (("names", str), ("classes", str), ("is_noisy", bool)):
     if name in found:
-      out[name] = np.asarray(found[name]).astype(dtype)
+      out[name] = _as(name, found[name], dtype)
   _check_sizes(out)
   return Collected(**out)
+
+
+def _as(name: str, values: Any, dtype: type) -> np.ndarray:
+  """Text, or booleans, which zeros and ones may stand for."""
+  values = np.asarray(values)
+  if dtype is bool and (
+    values.dtype.kind not in "biuf" or not np.isin(values, (0, 1)).all()
+  ):
+    raise ValueError(
+      f"{name} of dtype {values.dtype} is not allowed: it must be booleans, or "
+      "zeros and ones."
+    )
+  return values.astype(dtype)
 
 
 def _check_sizes(out: Mapping[str, np.ndarray]) -> None:

@@ -12,12 +12,12 @@ import numpy as np
 import optax
 
 from experiments.ciw import experiment as noise
-from experiments.ciw import methods, search
+from experiments.ciw import methods, search, suspects_data
 from experiments.common import stages
 from locojax.core import checks, files
-from locojax.data import pipeline
+from locojax.data import digests, pipeline
 from locojax.nn import mlp, resnet
-from locojax.train import experiment, steps
+from locojax.train import experiment, folder, steps
 
 MODELS = ("auto", "mlp", "resnet")
 SETTINGS = {
@@ -47,7 +47,7 @@ def _net(config, images: np.ndarray, classes: int) -> noise.Net:
   return noise.Net(module, tuple(mean.tolist()), tuple(std.tolist()))
 
 
-def _collector(net: noise.Net, images, folder: pathlib.Path) -> Callable:
+def _collector(net: noise.Net, images, where: pathlib.Path) -> Callable:
   """An evaluation that writes the probabilities of all images to a file."""
 
   @jax.jit
@@ -61,14 +61,14 @@ def _collector(net: noise.Net, images, folder: pathlib.Path) -> Callable:
       found = probabilities(state.params, state.model_state, batch)
       parts.append(np.asarray(found, np.float32)[batch["mask"] != 0])
     p = np.concatenate(parts)
-    files.write_array(folder / f"{int(state.step):08d}.npy", p)
+    files.write_array(where / f"{int(state.step):08d}.npy", p)
     return {"confidence": float(p.max(axis=-1).mean())}
 
   return run
 
 
 def build(
-  config, images: np.ndarray, labels: np.ndarray, folder: pathlib.Path
+  config, images: np.ndarray, labels: np.ndarray, where: pathlib.Path
 ) -> experiment.Experiment:
   """CICW training on all examples; each epoch leaves a file in the folder.
 
@@ -76,7 +76,7 @@ def build(
     config: with the names of `SETTINGS`, `mesh` and `num_classes`.
     images: uint8 `[n, height, width, channels]`.
     labels: int32 `[n]`.
-    folder: of the probabilities.
+    where: the folder of the probabilities.
   """
   per_epoch = pipeline.steps_per_epoch(len(labels), config.batch_size)
   num_steps = config.num_epochs * per_epoch
@@ -101,7 +101,11 @@ def build(
 
   index = np.arange(len(labels), dtype=np.int32)
   batches = pipeline.array_batches(
-    {"image": images, "label": labels.astype(np.int32), "index": index},
+    {
+      "image": images,
+      "label": checks.integers("labels", labels),
+      "index": index,
+    },
     batch_size=config.batch_size,
     seed=config.seed,
     process_index=jax.process_index(),
@@ -120,7 +124,7 @@ def build(
     num_steps=num_steps,
     batch_shapes=shapes,
     evals={
-      "collect": experiment.Eval(per_epoch, _collector(net, images, folder))
+      "collect": experiment.Eval(per_epoch, _collector(net, images, where))
     },
     examples_per_step=config.batch_size,
   )
@@ -136,6 +140,9 @@ def probabilities(
 ) -> np.ndarray:
   """What the network says after each epoch; resumes, and trains once.
 
+  The folder belongs to these images and labels in this order, and to these
+  settings.
+
   Args:
     images: uint8 `[n, height, width, channels]`.
     labels: `[n]` integers.
@@ -145,9 +152,16 @@ def probabilities(
 
   Returns:
     `[epochs, n, K]` float32.
+
+  Raises:
+    ValueError: bad labels or settings, or the folder has a run on other data
+      or with other settings.
   """
+  labels = suspects_data.check_labels(labels, num_classes)
   config = ml_collections.ConfigDict({**SETTINGS, **settings})
+  checks.seed("seed", config.seed)
   config.num_classes, config.mesh = num_classes, {"data": -1}
+  config[folder.DATA] = digests.of_arrays({"images": images, "labels": labels})
   devices = jax.device_count()
   config.batch_size = max(1, config.batch_size // devices) * devices
   workdir = pathlib.Path(workdir).absolute()

@@ -7,7 +7,6 @@ are kept as .npz files in a cache folder: `$LOCOJAX_CACHE`, or
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import pathlib
@@ -18,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from locojax.core import checks, files
-from locojax.data import sources, tfds_dirs
+from locojax.data import digests, sources, tfds_dirs
 
 Split = dict[str, np.ndarray]
 SPLITS = ("train", "test")
@@ -109,7 +108,9 @@ def _column(arrays: Split, name: str, directory: pathlib.Path) -> np.ndarray:
     )
   if key == "id":
     return _index(arrays["id"], directory)
-  return arrays[name] if name == "image" else arrays[name].astype(np.int32)
+  if name == "image":
+    return arrays[name]
+  return checks.integers(f"{name} in {directory}", arrays[name])
 
 
 def _index(ids: np.ndarray, directory: pathlib.Path) -> np.ndarray:
@@ -147,10 +148,8 @@ def _cache_dir(cache_dir) -> pathlib.Path:
 
 
 def _cache_path(cache_dir, name, split, directory) -> pathlib.Path:
-  """Keyed by name, split, version, place and description of the source."""
-  key = str(directory.resolve()).encode()
-  key += (directory / "dataset_info.json").read_bytes()
-  digest = hashlib.sha256(key).hexdigest()[:12]
+  """Keyed by name, split, version and content of the source."""
+  digest = digests.of_files(directory)[:12]
   return cache_dir / f"{name}-{directory.name}-{split}-{digest}.npz"
 
 

@@ -63,14 +63,26 @@ def load_cifar10n(
     FileNotFoundError: neither is there; says where it was looked for.
   """
   checks.one_of("kind", kind, CIFAR10N_KINDS)
+  found = find_cifar10n(data_dir)
+  if found.is_file():
+    return _from_file(found, kind)
+  return _from_tfds(found.parent, kind, cache_dir)
+
+
+def find_cifar10n(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
+  """The file or tfds folder of the human labels; see `load_cifar10n`.
+
+  Raises:
+    FileNotFoundError: neither is there; says where it was looked for.
+  """
   root = tfds_dirs.resolve(data_dir)
   folders = (root, root / "vision", root.parent / "vision")
   for path in (folder / LABEL_FILE for folder in folders):
     if path.is_file():
-      return _from_file(path, kind)
+      return path
   for folder in (root, root / "tfds"):
     if (folder / "cifar10_n").is_dir():
-      return _from_tfds(folder, kind, cache_dir)
+      return folder / "cifar10_n"
   raise FileNotFoundError(
     "the human labels of CIFAR-10 are missing: looked for "
     f"{', '.join(str(f / LABEL_FILE) for f in folders)}, and for the tfds set "
@@ -85,7 +97,9 @@ def _from_file(path: pathlib.Path, kind: str) -> HumanLabels:
     missing = [n for n in ("clean", kind) if n not in f]
     if missing:
       raise ValueError(f"{path} has no array {missing}, only {list(f)}.")
-    clean, noisy = (f[n].astype(np.int32) for n in ("clean", kind))
+    clean, noisy = (
+      checks.integers(f"{n} in {path}", f[n]) for n in ("clean", kind)
+    )
   checks.same_shape(kind, noisy.shape, "clean", clean.shape)
   return HumanLabels(clean, noisy)
 

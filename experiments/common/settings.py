@@ -27,7 +27,6 @@ from locojax.core import checks
 from locojax.train import optimizers, profiling, sharding, topology
 
 Rule = Callable[[str, Any], Any]
-MAX_SEED = 2**32 - 1
 DTYPES = ("float32", "bfloat16", "float16")
 # Height and width; number of training and test examples.
 SIDES = {
@@ -91,7 +90,7 @@ def choice(allowed: Iterable[Any]) -> Rule:
 
 def seed(name: str, found: int) -> int:
   """A seed of numpy's and jax's generators."""
-  return checks.int_in_range(name, found, 0, MAX_SEED)
+  return checks.seed(name, found)
 
 
 def share(name: str, found: float) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from experiments.common import trained_on
 from locojax.core import files, types
 from locojax.train import (
   distributed,
@@ -44,7 +45,8 @@ def fit(
   Args:
     made: what to train.
     config: with `seed`, `mesh` and, if steps are to be profiled, `profile`
-      (`start`, `num_steps`); it becomes the folder's `config.json`.
+      (`start`, `num_steps`); it becomes the folder's `config.json`, with what
+      `trained_on` knows of its data.
     folder: of the run.
     **settings: of `loop.fit` (`log_every`, `keep`, ...). `save_every` 0 or
       none saves twice, so that there is something to fall back to.
@@ -62,7 +64,7 @@ def fit(
     folder,
     key=jax.random.key(config.seed),
     mesh=sharding.make_mesh(dict(config.mesh)),
-    config=config.to_dict(),
+    config=trained_on.marked(config),
     profile=profiling.window(dict(config.get("profile", {}))),
     **settings,
   )
@@ -92,7 +94,7 @@ def finished(
   names = (run_folder.RESULT, DIVERGED)
   if not any((folder / name).exists() for name in names):
     return None
-  run_folder.check_config(folder, config.to_dict(), may_differ)
+  run_folder.check_config(folder, trained_on.marked(config), may_differ)
   return result(folder)
 
 
@@ -107,7 +109,7 @@ def fit_or_diverge(
   """
   if (folder / DIVERGED).exists():
     may_differ = settings.get("may_differ", ())
-    run_folder.check_config(folder, config.to_dict(), may_differ)
+    run_folder.check_config(folder, trained_on.marked(config), may_differ)
     return result(folder)
   try:
     fit(made, config, folder, **settings)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments.common import launch, stages, timing
+from experiments.common import launch, stages, timing, trained_on
 from locojax.core import checks
 from locojax.report import results, runs, tables
 from locojax.train import distributed, folder, lock, stopping, writers
@@ -181,8 +181,8 @@ def opened(
       `folder.MAY_DIFFER`: the lists of what is compared.
 
   Raises:
-    ValueError: a bad setting; the folder has a study of another config, or a
-      single run.
+    ValueError: a bad setting; the folder has a study of another config or of
+      other data, or a single run.
     lock.Busy: another program works in it.
   """
   workdir = pathlib.Path(workdir).absolute()
@@ -194,7 +194,8 @@ def opened(
         f"workdir={str(workdir)!r} is not allowed: it has a single run; take "
         "another folder for a study."
       )
-    folder.check_config(workdir, config.to_dict(), may_differ, name=CONFIG)
+    kept = trained_on.marked(config)
+    folder.check_config(workdir, kept, may_differ, name=CONFIG)
     made = Study(config, workdir, num_cells)
-    folder.write_config(workdir, config.to_dict(), name=CONFIG)
+    folder.write_config(workdir, kept, name=CONFIG)
     yield made

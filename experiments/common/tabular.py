@@ -14,10 +14,8 @@ two.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import gzip
 import os
 import pathlib
 import zipfile
@@ -28,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from locojax.core import checks
-from locojax.data import tfds_dirs
+from locojax.data import csv_rows, tfds_dirs
 from locojax.methods.smelu import synthetic
 
 Split = dict[str, np.ndarray]
@@ -112,20 +110,22 @@ def folder_of(
   return tfds_dirs.resolve(data_dir).joinpath(*parts)
 
 
-def read_csv(path: pathlib.Path) -> list[list[str]]:
-  """All rows of a `.csv.gz`, with the header.
+def files_of(
+  name: str, data_dir: str | os.PathLike | None = None
+) -> tuple[pathlib.Path, list[pathlib.Path]]:
+  """The data folder, and the files of a set in it, or where they would be."""
+  folder = folder_of(name, data_dir)
+  if name == "adult":
+    paths = [folder / "adult.csv.gz", folder.parent / "adult.csv.gz"]
+    files = [next((p for p in paths if p.is_file()), paths[0])]
+  else:
+    files = [folder / f"{n}.npz" for n in ("ratings", "items", "users")]
+  return tfds_dirs.resolve(data_dir), files
 
-  Raises:
-    ValueError: a damaged or empty file; it is named.
-  """
-  try:
-    with gzip.open(path, "rt", encoding="utf-8", newline="") as f:
-      rows = list(csv.reader(f))
-  except (OSError, EOFError, UnicodeDecodeError, csv.Error) as e:
-    raise ValueError(f"{path} cannot be read: {e}") from e
-  if not rows:
-    raise ValueError(f"{path} is empty.")
-  return rows
+
+def read_csv(path: pathlib.Path) -> list[list[str]]:
+  """All rows of a CSV file, with the header; see `csv_rows`."""
+  return [row.cells for row in csv_rows.read(path)]
 
 
 def absent(name: str, paths: Sequence[pathlib.Path]) -> FileNotFoundError:
@@ -163,7 +163,9 @@ def _tabular(
   """From ids and vocabulary size by field; rows in `train` are a mask."""
   ids = {n: i.reshape(len(train), -1) for n, (i, _) in fields.items()}
   arrays = {
-    "categorical": np.concatenate(list(ids.values()), axis=1).astype(np.int32),
+    "categorical": checks.integers(
+      "categorical", np.concatenate(list(ids.values()), axis=1)
+    ),
     "numeric": _standardised(np.stack(list(numbers.values()), axis=1), train),
     **others,
   }
@@ -187,10 +189,18 @@ def _read_npz(path: pathlib.Path) -> Split:
     raise ValueError(f"{path} is damaged: {e}. Prepare the set anew.") from e
 
 
-def _rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-  """Rows of a table whose ids are `known`."""
+def _rows_of(ids: np.ndarray, known: np.ndarray, what: str) -> np.ndarray:
+  """Rows of a table whose ids are `known`; all of `ids` must be among them."""
   order = np.argsort(known)
-  return order[np.searchsorted(known, ids, sorter=order)]
+  places = np.searchsorted(known, ids, sorter=order)
+  rows = order[np.minimum(places, len(order) - 1)]
+  lost = known[rows] != ids
+  if lost.any():
+    raise ValueError(
+      f"the ratings have the {what} {ids[lost][0]}, which the table of {what}s "
+      "lacks: prepare the set anew."
+    )
+  return rows
 
 
 def _genres(flags: np.ndarray) -> np.ndarray:
@@ -208,17 +218,14 @@ def _zip_codes(codes: np.ndarray) -> np.ndarray:
 
 def _movielens(data_dir, *, test_share: float = 0.1) -> Tabular:
   checks.in_range("test_share", test_share, 0.0, 0.9)
-  folder = folder_of("movielens", data_dir)
-  ratings, items, users = (
-    _read_npz(folder / f"{name}.npz") for name in ("ratings", "items", "users")
-  )
+  ratings, items, users = map(_read_npz, files_of("movielens", data_dir)[1])
   # Ties in time are broken by user, then film.
   order = np.lexsort((ratings["item"], ratings["user"], ratings["timestamp"]))
   ratings = {name: column[order] for name, column in ratings.items()}
   num_test = round(test_share * len(order))
   train = np.arange(len(order)) < len(order) - num_test
-  of_item = _rows_of(ratings["item"], items["item"])
-  of_user = _rows_of(ratings["user"], users["user"])
+  of_item = _rows_of(ratings["item"], items["item"], "item")
+  of_user = _rows_of(ratings["user"], users["user"], "user")
   hours = ratings["timestamp"] // 3600
   code = functools.partial(_codes, train=train)
   genres = items["genres"].shape[1]
@@ -242,23 +249,20 @@ def _movielens(data_dir, *, test_share: float = 0.1) -> Tabular:
   numbers = {"age": users["age"][of_user], "year": year}
   others = {
     "label": (ratings["rating"] >= 4).astype(np.float32),
-    "query": ratings["user"].astype(np.int32),
+    "query": checks.integers("user", ratings["user"]),
   }
   return _tabular(fields, numbers, others, train)
 
 
 def _adult_columns(data_dir) -> dict[str, np.ndarray]:
-  folder = folder_of("adult", data_dir)
-  paths = [folder / "adult.csv.gz", folder.parent / "adult.csv.gz"]
-  path = next((p for p in paths if p.is_file()), None)
-  if path is None:
-    raise absent("adult", paths)
-  header, *rows = read_csv(path)
-  if tuple(header) != ADULT_COLUMNS or {len(r) for r in rows} != {len(header)}:
-    raise ValueError(
-      f"{path} is damaged: it must have the 15 columns of Adult."
-    )
-  return dict(zip(header, map(np.array, zip(*rows))))
+  _, [path] = files_of("adult", data_dir)
+  if not path.is_file():
+    raise absent("adult", [path, path.parent.parent / path.name])
+  header, *rows = csv_rows.read(path, ADULT_COLUMNS, of="Adult")
+  if not rows:
+    raise ValueError(f"{path} is damaged: it has no rows.")
+  columns = zip(*(row.cells for row in rows))
+  return dict(zip(header.cells, map(np.array, columns)))
 
 
 def _adult(data_dir) -> Tabular:
@@ -274,6 +278,8 @@ def _adult(data_dir) -> Tabular:
     for name, column in columns.items()
     if name not in rest
   }
+  for income in np.unique(columns["income"]):
+    checks.one_of("income of Adult", str(income), ("<=50K", ">50K"))
   label = (columns["income"] == ">50K").astype(np.float32)
   return _tabular(fields, numbers, {"label": label}, train)
 

@@ -44,10 +44,12 @@ _NOT_IN_A_ROUND = (*_NOT_IN_A_RUN, *run_folder.MAY_DIFFER)
 def setting(config, num_clients: int) -> mechanisms.Participation:
   """Participation that the sampler keeps to.
 
-  `epochs`: shuffled epochs without reshuffling, b = an epoch. `min_sep`:
+  `epochs`: shuffled epochs without reshuffling, b = the rounds of an epoch, and
+  k = ceil(T / b), which bounds what `ShuffledEpochs` does. `min_sep`:
   devices check in by themselves, at most once in `sampler.min_sep` rounds (0:
   an epoch) and `sampler.max_participations` times (0: as often as that allows).
   """
+  checks.int_in_range("cohort_size", config.cohort_size, 1, num_clients)
   per_epoch = num_clients // config.cohort_size
   name = checks.one_of("sampler.name", config.sampler.name, SAMPLERS)
   own = config.sampler if name == "min_sep" else {}
@@ -71,9 +73,10 @@ def _restart(config, per_epoch: int) -> dp_ftrl.RestartPolicy:
   return dp_ftrl.RestartPolicy(period, warmup=config.restart.warmup)
 
 
-def _room(config, mechanism: mechanisms.Mechanism) -> int:
+def _room(config, mechanism: mechanisms.Mechanism, num_clients: int) -> int:
   """Places of a cohort: more than are expected for a Poisson sample."""
-  return settings.room(config, mechanism.poisson, jax.device_count())
+  devices = jax.device_count()
+  return settings.room(config, mechanism.poisson, num_clients, devices)
 
 
 def _sampler(config, mechanism, num_clients: int):
@@ -82,7 +85,7 @@ def _sampler(config, mechanism, num_clients: int):
       num_clients,
       config.cohort_size / num_clients,
       seed=config.seed,
-      max_cohort=_room(config, mechanism),
+      max_cohort=_room(config, mechanism, num_clients),
     )
   if config.sampler.name == "min_sep":
     place = setting(config, num_clients)
@@ -180,7 +183,8 @@ def build(config, folder: pathlib.Path | None = None) -> Experiment:
     init_key, run_key = jax.random.split(key)
     return dp_ftrl.init_state(task.init(init_key), tx, clip=clip, key=run_key)
 
-  lead = (_room(config, mechanism), config.local_steps, config.batch_size)
+  room = _room(config, mechanism, _num_clients(config, task))
+  lead = (room, config.local_steps, config.batch_size)
   shapes = {
     name: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype)
     for name, x in task.example.items()

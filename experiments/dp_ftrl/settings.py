@@ -160,12 +160,15 @@ def _check_texts(config) -> None:
     places.path("data.path", data.path, "a folder of text files", folder=True)
 
 
-def room(config, poisson: bool, num_devices: int = 1) -> int:
+def room(config, poisson: bool, num_clients: int, num_devices: int = 1) -> int:
   """Places of a cohort: more than are expected for a Poisson sample.
+
+  That is 7 deviations and some, but no more than there are clients.
 
   Args:
     config: of `configs/`.
     poisson: whether cohorts are Poisson samples.
+    num_clients: of all.
     num_devices: that share an axis `mesh.data` of -1.
 
   Returns:
@@ -174,6 +177,7 @@ def room(config, poisson: bool, num_devices: int = 1) -> int:
   if not poisson:
     return config.cohort_size
   most = config.cohort_size + 7 * math.sqrt(config.cohort_size) + 7
+  most = min(most, num_clients)
   sizes = dict(config.mesh)
   data = sizes.pop("data", 1)
   if data == -1:
@@ -191,8 +195,8 @@ def check_clients(config, num_clients: int, setting: Setting) -> None:
     setting: the participation of a config.
 
   Raises:
-    ValueError: a cohort larger than the clients; participation, a Poisson
-      sample, restarts or a mechanism that cannot be had with them.
+    ValueError: a cohort larger than the clients; participation, restarts or a
+      mechanism that cannot be had with them.
   """
   why = "the number of clients"
   settings.at_most(config, "cohort_size", num_clients, why)
@@ -210,23 +214,8 @@ def check_clients(config, num_clients: int, setting: Setting) -> None:
       "restart.warmup", config.restart.warmup, f"below the period, {period}"
     )
   names = {*config.methods, config.method}
-  if "amplified" in names:
-    _check_amplified(config, num_clients)
   if ADAPTIVE in names:
     _check_adaptive(config, setting(config, num_clients))
-
-
-def _check_amplified(config, num_clients: int) -> None:
-  """There is room for a Poisson sample."""
-  most = room(config, poisson=True)
-  size = config.cohort_size
-  if most > num_clients:
-    checks.refuse(
-      "cohort_size",
-      size,
-      f"smaller with the method 'amplified': its Poisson cohorts need room for "
-      f"{most} clients, of {num_clients}",
-    )
 
 
 def _check_adaptive(config, place: mechanisms.Participation) -> None:

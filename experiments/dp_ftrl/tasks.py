@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common import datasets
+from experiments.common import datasets, trained_on
 from locojax.core import checks, metrics, types
 from locojax.data import client_texts, clients, words
 from locojax.methods import dp_ftrl
@@ -56,7 +56,7 @@ def _scale(images: np.ndarray) -> np.ndarray:
   return (images / max(images.max(), 1e-6) - 0.3).astype(np.float32)
 
 
-@functools.lru_cache(maxsize=2)
+@trained_on.cached(dict)
 def _writers(items: tuple):
   """Client data set of pseudo-writers, and the test arrays."""
   data = dict(items)
@@ -131,7 +131,7 @@ def _texts(data: Mapping[str, Any]) -> client_texts.Texts:
   return client_texts.texts_of_folder(path, clients=data["unit"])
 
 
-@functools.lru_cache(maxsize=2)
+@trained_on.cached(dict)
 def _next_word_data(items: tuple):
   """Vocabulary of the held-out clients, training clients, test sentences.
 

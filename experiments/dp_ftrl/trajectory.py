@@ -109,7 +109,7 @@ def sample(
 
     return jax.lax.scan(step, tx.init(zero), None, length=num_steps)[1]
 
-  keys = jax.random.split(jax.random.key(seed), num_seeds)
+  keys = jax.random.split(jax.random.key(checks.seed("seed", seed)), num_seeds)
   return np.asarray(jax.jit(jax.vmap(one))(keys))
 
 

@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import datasets
+from experiments.common import datasets, trained_on
 from locojax.core import checks
 from locojax.data import captions, pieces, scenes, sources
+from locojax.data import image as images_lib
 from locojax.methods import limoe
 
 _DIGITS = (
@@ -118,9 +119,7 @@ def resized(images: np.ndarray, size: int) -> np.ndarray:
 
   images = np.asarray(images)
   if images.shape[-1] == 4:
-    alpha = images[..., 3:].astype(np.float32) / 255
-    images = images[..., :3] * alpha + 255 * (1 - alpha)
-    images = np.round(images).astype(np.uint8)
+    images = images_lib.opaque(images)
   if images.shape[-1] == 1:
     images = np.repeat(images, 3, axis=-1)
   if images.shape[1:3] == (size, size):
@@ -256,7 +255,7 @@ SETS: dict[str, Callable[[Mapping[str, Any], int], Pairs]] = {
 }
 
 
-@functools.lru_cache(maxsize=2)
+@trained_on.cached(dict)
 def _load(items: tuple) -> Pairs:
   data = dict(items)
   size = checks.positive_int("data.image_size", data["image_size"])
@@ -282,7 +281,7 @@ def load(data: Mapping[str, Any]) -> Pairs:
   return _load(tuple(sorted(data.items())))
 
 
-@functools.lru_cache(maxsize=2)
+@trained_on.cached(dict)
 def _tokenizer(items: tuple) -> pieces.Pieces:
   data = dict(items)
   if data["tokenizer"]:

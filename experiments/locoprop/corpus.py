@@ -8,12 +8,12 @@ same everywhere. `file`: your own tokens, a one-dimensional `.npy` of integers.
 
 from __future__ import annotations
 
-import functools
 import pathlib
 import sysconfig
 
 import numpy as np
 
+from experiments.common import trained_on
 from locojax.core import checks
 
 NAMES = ("python", "grammar", "file")
@@ -72,7 +72,12 @@ def _file(path: str) -> np.ndarray:
   return tokens
 
 
-@functools.lru_cache(maxsize=2)
+def _named(name: str, *, path: str = "", **settings) -> dict[str, str]:
+  del settings
+  return {"name": name, "path": path}
+
+
+@trained_on.cached(_named)
 def load(
   name: str,
   *,
@@ -110,10 +115,12 @@ def load(
       f"model.max_len={length} is not allowed: the test split of the corpus "
       f"has {len(splits['test'])} tokens, and a window takes one more."
     )
-  if tokens.max() >= vocab_size:
+  low, high = int(tokens.min()), int(tokens.max())
+  if low < 0 or high >= vocab_size:
     raise ValueError(
       f"model.vocab_size={vocab_size} is not allowed: the corpus has the "
-      f"token {tokens.max()}."
+      f"token {low if low < 0 else high}, and all must be in [0, "
+      f"{vocab_size - 1}]."
     )
   windows = np.lib.stride_tricks.sliding_window_view
   return {k: windows(v, length + 1)[::length] for k, v in splits.items()}

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import stages, study
+from experiments.common import stages, study, trained_on
 from experiments.locoprop import autoencoder, optimizers, settings, summary
 from locojax.core import checks, files
 from locojax.data import pipeline
@@ -39,7 +39,7 @@ _LISTS = ("methods", "seeds", "rate_factors", "equal_seconds")
 _NOT_IN_A_RUN = (*_LISTS, "reference")
 
 
-@functools.lru_cache(maxsize=2)
+@trained_on.cached(dict)
 def _arrays(items: tuple) -> dict[str, np.ndarray]:
   return autoencoder.load(**dict(items))
 

@@ -114,8 +114,10 @@ def _check_optimizer(key: str, options: Mapping[str, Any]) -> None:
 
 
 def _no_loss(*args):
-  """Stands for a loss; nothing calls it."""
-  raise NotImplementedError
+  """Stands for a loss where only the settings are looked at."""
+  raise AssertionError(
+    "an optimiser was made to check its settings, not to run"
+  )
 
 
 def _made(kind: str, **options: Any) -> None:

@@ -93,7 +93,7 @@ def ways(
 ) -> dict[str, Callable[[], Any]]:
   """Each way to train all replicas, compiled and ready to be timed."""
   made, batches = build(seed=seed, **model)
-  key = jax.random.key(seed)
+  key = jax.random.key(checks.seed("seed", seed))
   order = {"batches": batches, "order_seed": seed}
   out = {}
   for name, vary, more in (

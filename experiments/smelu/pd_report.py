@@ -23,7 +23,6 @@ there are queries), and over models (jackknife, for three models or more).
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
 import json
 import math
@@ -38,6 +37,7 @@ import ml_collections
 import numpy as np
 
 from locojax.core import checks, files
+from locojax.data import csv_rows
 from locojax.methods.smelu import accumulator, intervals
 from locojax.methods.smelu import reproducibility as pd
 from locojax.report import tables
@@ -71,27 +71,30 @@ NAMES = {
 
 
 def _read_csv(path: pathlib.Path) -> dict[str, np.ndarray]:
-  with path.open(newline="") as file:
-    rows = [row for row in csv.reader(file) if row]
-  if not rows:
-    raise ValueError(f"{path} is empty.")
-  header = [cell.strip() for cell in rows[0]]
+  rows = csv_rows.read(path)
+  header = [cell.strip() for cell in rows[0].cells]
   if all(map(_is_number, header)):
     header = ["prediction"] * len(header)
   else:
+    csv_rows.check_names(path, header)
     rows = rows[1:]
-  if any(len(row) != len(header) for row in rows):
-    raise ValueError(f"{path} has rows of different lengths.")
-  columns = [np.array([cell.strip() for cell in col]) for col in zip(*rows)]
+  if not rows:
+    raise ValueError(f"{path} has a header and no rows.")
+  lines = [row.line for row in rows]
   out, preds = {}, []
-  for name, column in zip(header, columns):
-    if name in _CSV_EXTRAS:
-      out[_CSV_EXTRAS[name]] = column
+  for name, cells in zip(header, zip(*(row.cells for row in rows))):
+    column = [cell.strip() for cell in cells]
+    extra = _CSV_EXTRAS.get(name)
+    if extra == "query_ids":
+      values = np.array(column)
     else:
-      preds.append(_numbers(path, name, column))
-  for name in ("labels", "weights"):
-    if name in out:
-      out[name] = _numbers(path, name, out[name])
+      values = _numbers(path, name, column, lines)
+    if extra in out:
+      raise ValueError(f"{path} has two columns of {extra}.")
+    if extra:
+      out[extra] = values
+    else:
+      preds.append(values)
   if preds:
     out["predictions"] = np.stack(preds, axis=-1)
   return out
@@ -105,11 +108,14 @@ def _is_number(text: str) -> bool:
   return True
 
 
-def _numbers(path, name: str, column: np.ndarray) -> np.ndarray:
-  try:
-    return column.astype(np.float64)
-  except ValueError as error:
-    raise ValueError(f"{path}: column {name!r}: {error}.") from error
+def _numbers(path, name: str, column, lines) -> np.ndarray:
+  for cell, line in zip(column, lines, strict=True):
+    if not _is_number(cell):
+      raise ValueError(
+        f"{path}, line {line}: column {name!r} has {cell!r}, which is no "
+        "number."
+      )
+  return np.array(column).astype(np.float64)
 
 
 def _predictions_of(folder: pathlib.Path) -> pathlib.Path:
@@ -197,6 +203,8 @@ def load(paths: Sequence[str], labels: str | None = None) -> dict[str, Any]:
   if labels is not None:
     found = _read(pathlib.Path(labels), "labels")
     if "labels" not in found and list(found) == ["predictions"]:
+      width = found["predictions"].shape[1]
+      checks.one_of(f"number of columns of {labels}", width, [1])
       found = {"labels": found["predictions"][:, 0]}  # A csv without a header.
     if "labels" not in found:
       raise ValueError(f"{labels} has no 'labels': it has {sorted(found)}.")
@@ -365,7 +373,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     data["preds"] = pd.ensemble(data["preds"], args.ensemble)
   return report(
     data,
-    key=jax.random.key(args.seed),
+    key=jax.random.key(checks.seed("seed", args.seed)),
     top_n=args.top,
     eps=args.eps,
     threshold=args.threshold,

@@ -138,7 +138,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--seed", type=int, default=0)
   args, start = parser.parse_args(argv), time.perf_counter()
   path = args.workdir / "surfaces.png"
-  rough = draw_surfaces(path, key=jax.random.key(args.seed))
+  rough = draw_surfaces(
+    path, key=jax.random.key(checks.seed("seed", args.seed))
+  )
   rows = [{"activation": name, **found} for name, found in rough.items()]
   given = sys.argv[1:] if argv is None else list(argv)
   results.save(

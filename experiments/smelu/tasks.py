@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common import datasets, tabular
+from experiments.common import datasets, tabular, trained_on
 from locojax.core import checks, metrics, types
 from locojax.methods.smelu import activations, recommender
 from locojax.nn import mlp
@@ -52,7 +51,12 @@ def _first(arrays: Mapping[str, np.ndarray], count: int | None):
   return {k: v[: count or None] for k, v in arrays.items()}
 
 
-@functools.lru_cache(maxsize=2)
+def _named(name, data_dir, *sizes) -> dict[str, Any]:
+  del sizes
+  return {"name": name, "data_dir": data_dir}
+
+
+@trained_on.cached(_named)
 def _clicks(name, data_dir, num_train, num_test):
   options = {}
   if name == "synthetic_ctr":
@@ -137,7 +141,7 @@ def criteo(data: Mapping[str, Any], model: Mapping[str, Any], activation: str):
   )
 
 
-@functools.lru_cache(maxsize=2)
+@trained_on.cached(_named)
 def _images(name, data_dir, num_train, num_test):
   found = datasets.load(name, data_dir=data_dir or None)
   sizes = {"train": num_train, "test": num_test}

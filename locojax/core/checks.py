@@ -12,6 +12,7 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -164,3 +165,109 @@ def divisible(name: str, value: int, by_name: str, by: int) -> int:
   if not _is_integer(value) or value % by:
     refuse(name, value, f"a multiple of {by_name}={by}")
   return value
+
+
+def _held(name: str, value: np.ndarray, dtype: Any) -> np.ndarray:
+  """Integers of the host in a dtype that may be smaller, none wrapped."""
+  limits = np.iinfo(dtype)
+  if not np.can_cast(value.dtype, dtype) and value.size:
+    low, high = int(value.min()), int(value.max())
+    if low < limits.min or high > limits.max:
+      raise ValueError(
+        f"{name} has integers from {low} to {high}, which is not allowed: "
+        f"they must be in [{limits.min}, {limits.max}], what {limits.dtype} "
+        "holds."
+      )
+  return value.astype(dtype)
+
+
+def integers(name: str, values: Any, dtype: Any = np.int32) -> np.ndarray:
+  """Integers of the host in a dtype that holds them all; never wrapped.
+
+  Args:
+    name: of the argument.
+    values: an array or nested list of integers; floats are refused, whole
+      numbers too.
+    dtype: an integer dtype.
+
+  Returns:
+    A NumPy array of that dtype.
+
+  Raises:
+    ValueError: not integers, or one that the dtype does not hold.
+  """
+  values = np.asarray(values)
+  if values.dtype.kind not in "iu" and values.size:
+    raise ValueError(
+      f"{name} has dtype {values.dtype}, which is not allowed: it must be "
+      "integers."
+    )
+  return _held(name, values, dtype)
+
+
+def kept(name: str, values: Any, dtype: Any = None) -> np.ndarray:
+  """An array of the host as JAX will hold it, integers with their values.
+
+  Without x64, JAX keeps the low 32 bits of 64-bit integers and says nothing;
+  here what does not fit is refused. Other dtypes pass as they are.
+
+  Args:
+    name: of the argument.
+    values: NumPy array or nested list.
+    dtype: an integer dtype to hold integers in; None is the one JAX takes.
+
+  Raises:
+    ValueError: an integer that does not fit.
+  """
+  values = np.asarray(values)
+  if values.dtype.kind not in "iu":
+    return values
+  if dtype is None:
+    dtype = jax.dtypes.canonicalize_dtype(values.dtype)
+  return values if values.dtype == dtype else _held(name, values, dtype)
+
+
+def array(name: str, values: Any) -> jax.Array:
+  """A JAX array; integers from the host keep their values, see `kept`.
+
+  Args:
+    name: of the argument.
+    values: anything that `jax.numpy.asarray` takes. JAX arrays, traced or not,
+      pass as they are.
+
+  Raises:
+    ValueError: an integer that JAX would not hold.
+  """
+  if isinstance(values, jax.Array):
+    return values
+  return jnp.asarray(kept(name, values))
+
+
+def index_array(name: str, values: Any) -> jax.Array:
+  """Indices as int32, of which none becomes another one.
+
+  What a traced or JAX array has beyond int32 becomes the last int32, so that
+  it stays out of every range.
+
+  Raises:
+    ValueError: an integer from the host that int32 does not hold, or a dtype
+      that is not of integers.
+  """
+  if not isinstance(values, jax.Array):
+    return jnp.asarray(integers(name, values))
+  if not jnp.issubdtype(values.dtype, jnp.integer):
+    raise ValueError(
+      f"{name} has dtype {values.dtype}, which is not allowed: it must be "
+      "integers."
+    )
+  low, high = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+  if values.dtype.itemsize >= 4 and values.dtype != jnp.int32:
+    values = jnp.minimum(values, high)
+    if jnp.issubdtype(values.dtype, jnp.signedinteger):
+      values = jnp.maximum(values, low)
+  return values.astype(jnp.int32)
+
+
+def seed(name: str, value: int) -> int:
+  """A seed in [0, 2^32): JAX drops the bits beyond without x64."""
+  return int_in_range(name, value, 0, 2**32 - 1)

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from locojax.core import checks
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,9 @@ def accuracy(
   Returns:
     A `Mean` of hits; a class index outside the classes never hits.
   """
-  return mean(jnp.argmax(logits, axis=-1) == jnp.asarray(labels), mask)
+  return mean(
+    jnp.argmax(logits, axis=-1) == checks.array("labels", labels), mask
+  )
 
 
 def top_k_accuracy(
@@ -78,7 +82,8 @@ def top_k_accuracy(
 ) -> Mean:
   """Share of examples whose label is among the `k` largest logits."""
   _, top = jax.lax.top_k(jnp.asarray(logits), k)
-  return mean(jnp.any(top == jnp.asarray(labels)[..., None], axis=-1), mask)
+  labels = checks.array("labels", labels)
+  return mean(jnp.any(top == labels[..., None], axis=-1), mask)
 
 
 def merge(

@@ -4,21 +4,23 @@ Three layouts of a folder, the first that is found:
 
   captions.jsonl   a row `{"file": "a.png", "caption": "..."}` an image; the
                    caption may be a list of several
-  captions.csv     with a header `file,caption`; rows of one file add up
+  captions.csv     with a header `file,caption`; rows of one file add up. A
+                   caption with a comma goes in quotes, see `csv_rows`
   a.png, a.txt     a text file beside each image, a caption a line
+
+Images are read by the rule of `image_files`.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import pathlib
+import posixpath
 from collections.abc import Mapping
 from typing import Any
 
 from locojax.core import checks
-from locojax.data import sources
+from locojax.data import csv_rows, folders, image_files, sources
 
 Captions = dict[str, list[str]]
 
@@ -34,7 +36,7 @@ class CaptionedSource:
     return len(self.files)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    image = sources.read_image(
+    image = image_files.read_image(
       self.files[index], mode=self._mode, size=self._size
     )
     return {"image": image, "captions": self.captions[index]}
@@ -48,40 +50,52 @@ def _texts(value: Any, where: str) -> list[str]:
   return [v.strip() for v in several]
 
 
+def _name(value: Any, where: str) -> str:
+  """A file as a row names it, in one spelling: `./a.png` is `a.png`."""
+  if not isinstance(value, str) or not value.strip():
+    raise ValueError(f"{where}: file {value!r} must be the name of a file.")
+  return posixpath.normpath(value.strip())
+
+
+def _add(found: Captions, file: Any, caption: Any, where: str) -> None:
+  texts = _texts(caption, where)
+  found.setdefault(_name(file, where), []).extend(texts)
+
+
 def _from_jsonl(path: pathlib.Path) -> Captions:
   found: Captions = {}
-  for i, row in enumerate(sources.from_jsonl(path), 1):
+  for i, (line, row) in enumerate(sources.jsonl_rows(path), 1):
+    where = f"{path}, line {line}, row {i}"
     if not {"file", "caption"} <= set(row):
       raise ValueError(
-        f"{path}, row {i} has {sorted(row)}: it needs `file` and `caption`."
+        f"{where} has {sorted(row)}: it needs `file` and `caption`."
       )
-    texts = _texts(row["caption"], f"{path}, row {i}")
-    found.setdefault(str(row["file"]), []).extend(texts)
+    _add(found, row["file"], row["caption"], where)
   return found
 
 
 def _from_csv(path: pathlib.Path) -> Captions:
   found: Captions = {}
-  with open(path, newline="", encoding="utf-8") as f:
-    rows = csv.DictReader(f)
-    if not {"file", "caption"} <= set(rows.fieldnames or ()):
-      raise ValueError(
-        f"{path} has the header {rows.fieldnames}: it needs file,caption."
-      )
-    for i, row in enumerate(rows, 2):
-      texts = _texts(row["caption"], f"{path}, line {i}")
-      found.setdefault(row["file"], []).extend(texts)
+  names, rows = csv_rows.with_header(path, ("file", "caption"))
+  for line, cells in rows:
+    row = dict(zip(names, cells, strict=True))
+    _add(found, row["file"], row["caption"], f"{path}, line {line}")
   return found
 
 
 def _from_text_files(root: pathlib.Path) -> Captions:
   found: Captions = {}
-  for path in sorted(root.rglob("*")):
-    text = path.with_suffix(".txt")
-    if path.suffix.lower() in sources.IMAGE_SUFFIXES and text.is_file():
-      lines = text.read_text("utf-8").splitlines()
-      name = path.relative_to(root).as_posix()
-      found[name] = _texts([s for s in lines if s.strip()], str(text))
+  bare = []
+  for path in folders.visible(root, deep=True):
+    text, name = path.with_suffix(".txt"), path.relative_to(root).as_posix()
+    if not image_files.is_image(path):
+      continue
+    if text.is_file():
+      lines = [line for _, line in sources.lines_of(text)]
+      found[name] = _texts(lines, str(text))
+    else:
+      bare.append(name)
+  folders.report_unused(root, bare, "an image needs a .txt beside it")
   return found
 
 
@@ -113,16 +127,14 @@ def from_caption_folder(
 
   Raises:
     FileNotFoundError: no such folder, or a file that a row names is not there.
-    ValueError: no captioned image, or a row that cannot be read.
+    ValueError: no captioned image, or a row that cannot be read; file and line
+      are named.
   """
   checks.one_of("mode", mode, ("L", "RGB", "RGBA"))
   root = pathlib.Path(root)
   if not root.is_dir():
     raise FileNotFoundError(f"root={str(root)!r} is not a folder.")
-  try:
-    found = _read(root)
-  except (json.JSONDecodeError, UnicodeDecodeError) as e:
-    raise ValueError(f"the captions in {root} cannot be read: {e}") from e
+  found = _read(root)
   if not found:
     raise ValueError(
       f"root={str(root)!r} has no captioned image: it needs captions.jsonl, "

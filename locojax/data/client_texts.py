@@ -18,7 +18,7 @@ import numpy as np
 
 from locojax.core import checks
 from locojax.data import clients as clients_lib
-from locojax.data import sources, words
+from locojax.data import folders, sources, words
 
 Texts = dict[str, list[str]]
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".tex", ".py", ".html")
@@ -103,7 +103,7 @@ def texts_of_folder(
   """Texts from any folder of text files, sub-folders included.
 
   Args:
-    root: the folder.
+    root: the folder; what is hidden in it is left out, see `folders`.
     suffixes: of the files to read; `.gz` after them is unpacked.
     clients: `file`: each file is a client. `folder`: each folder with files in
       it is one. `top`: each file or folder right below `root`.
@@ -120,9 +120,10 @@ def texts_of_folder(
   if not root.is_dir():
     raise FileNotFoundError(f"root={str(root)!r} is not a folder.")
   endings = tuple(e for s in suffixes for e in (s, s + ".gz"))
-  files = sorted(
-    p for p in root.rglob("*") if p.is_file() and p.name.endswith(endings)
-  )
+  inside = folders.visible(root, deep=True)
+  files = [p for p in inside if p.name.endswith(endings)]
+  unused = [p.relative_to(root) for p in inside if not p.name.endswith(endings)]
+  folders.report_unused(root, unused, f"texts end in {', '.join(suffixes)}")
   if not files:
     raise ValueError(f"root={str(root)!r} has no files that end in {endings}.")
   out: Texts = {}

@@ -52,7 +52,10 @@ class ClientData:
         do not fit, or a name of an array that cohorts use.
     """
     self.arrays = sources.from_arrays(arrays).arrays
-    self.rows = [np.asarray(r, np.int64).reshape(-1) for r in rows]
+    self.rows = [
+      checks.integers(f"rows[{i}]", r, np.int64).reshape(-1)
+      for i, r in enumerate(rows)
+    ]
     if names is None:
       names = [str(i) for i in range(len(self.rows))]
     self.names = list(names)
@@ -124,12 +127,8 @@ class ClientData:
 
   def number(self, client: int) -> int:
     """The same client number, if there is such a client."""
-    client = int(client)
-    if not 0 <= client < len(self):
-      raise ValueError(
-        f"client={client} is not allowed: it must be in [0, {len(self) - 1}]."
-      )
-    return client
+    client = client.item() if isinstance(client, np.generic) else client
+    return checks.int_in_range("client", client, 0, len(self) - 1)
 
 
 def split_clients(
@@ -224,6 +223,11 @@ def _draw_classes(mix, left, num, rng) -> np.ndarray:
   return counts
 
 
+def _key(value: Any) -> str:
+  """A user as text, from its own value: an array of all might round it."""
+  return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
 def from_keys(
   arrays: Mapping[str, Any],
   keys: Sequence[Any],
@@ -234,7 +238,7 @@ def from_keys(
 
   Args:
     arrays: `[n, ...]` each.
-    keys: `[n]`, the user of each row (writer, author, rater).
+    keys: `[n]`, the user of each row (writer, author, rater); compared as text.
     max_examples: of a client, the first ones; None keeps all.
 
   Returns:
@@ -243,7 +247,7 @@ def from_keys(
   Raises:
     ValueError: keys and rows differ in number.
   """
-  keys = np.asarray(keys).astype(str)
+  keys = np.array(list(map(_key, keys)), str)
   num = len(sources.from_arrays(arrays))
   checks.same_shape("keys", keys.shape, "rows", (num,))
   names, inverse = np.unique(keys, return_inverse=True)

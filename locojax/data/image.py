@@ -81,6 +81,30 @@ def chain(
   return apply
 
 
+def opaque(images: Any, background: int = 255) -> np.ndarray:
+  """Transparent images laid on a grey background, white unless told.
+
+  Args:
+    images: `[..., 4]` uint8: red, green, blue and alpha.
+    background: 0 to 255.
+
+  Returns:
+    `[..., 3]` uint8, `round(colour alpha + background (1 - alpha))`.
+
+  >>> opaque(np.array([[0, 0, 0, 0], [9, 8, 7, 255]], np.uint8)).tolist()
+  [[255, 255, 255], [9, 8, 7]]
+  """
+  images = np.asarray(images)
+  if images.dtype != np.uint8 or images.shape[-1:] != (4,):
+    raise ValueError(
+      f"images of dtype {images.dtype} and shape {images.shape} are not "
+      "allowed: they must be uint8 [..., 4]."
+    )
+  alpha = images[..., 3:].astype(np.float32) / 255
+  out = images[..., :3] * alpha + background * (1 - alpha)
+  return np.round(out).astype(np.uint8)
+
+
 def random_crop(
   images: Any,
   rng: np.random.Generator,
@@ -164,7 +188,7 @@ def cutout(
     Shape and dtype of `images`.
 
   Raises:
-    ValueError: a bad shape or size.
+    ValueError: a bad shape or size, or a fill that the dtype does not hold.
   """
   checks.positive_int("size", size)
   batch = _as_batch(images)
@@ -176,7 +200,10 @@ def cutout(
   in_row = (row >= 0) & (row < size)
   in_column = (column >= 0) & (column < size)
   hole = in_row[:, :, None, None] & in_column[:, None, :, None]
-  out = np.where(hole, np.asarray(fill, batch.dtype), batch)
+  kept = np.array(fill).astype(batch.dtype)
+  if batch.dtype.kind in "iu" and kept != fill:
+    checks.refuse("fill", fill, f"a value of {batch.dtype}, as the images are")
+  out = np.where(hole, kept, batch)
   return out.reshape(np.shape(images))
 
 

@@ -16,13 +16,13 @@ that fit in memory, with no Python work per example. They shuffle differently.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from locojax.core import checks
-from locojax.data import sources
+from locojax.data import sources, stacking
 
 Batch = dict[str, Any]
 Batches = Callable[[int], Iterator[Batch]]
@@ -157,8 +157,9 @@ def index_batches(
     num_epochs: the iterator ends after so many; None never ends.
     remainder: `drop`: an epoch has `floor(n / batch_size)` batches and the
       last `n mod batch_size` rows of its order are left out (others in each
-      epoch). `carry`: no row is left out; a batch that an epoch cannot fill
-      goes on with the next one. Only what the last epoch leaves is dropped.
+      epoch; the same ones without shuffle). `carry`: no row is left out; a
+      batch that an epoch cannot fill goes on with the next one. Only what the
+      last epoch leaves is dropped.
     process_index: which block of each batch is wanted.
     process_count: number of blocks; it divides `batch_size`.
 
@@ -301,7 +302,7 @@ def batches(
 
   Returns:
     `start -> iterator` of dicts of arrays `[batch_size / process_count, ...]`,
-    stacked from the examples, which must then agree in shape.
+    stacked from the examples by the rule of `stacking`.
 
   Raises:
     ValueError: on a bad argument.
@@ -319,7 +320,9 @@ def batches(
   data = data.repeat(num_epochs)
   data = data.map(map) if map else data
   data = data.random_map(random_map) if random_map else data
-  data = data.batch(batch_size // process_count, drop_remainder=True)
+  data = data.batch(
+    batch_size // process_count, drop_remainder=True, batch_fn=_stack
+  )
   num_batches = len(data) // process_count
   data = data[process_index : num_batches * process_count : process_count]
   return lambda start: _read(
@@ -384,7 +387,8 @@ def padded_batches(
     all processes sum to n.
 
   Raises:
-    ValueError: on a bad argument, or if examples have a `mask` already.
+    ValueError: on a bad argument, if examples have a `mask` already, or if
+      they have 64-bit integers that JAX would wrap.
   """
   checks.positive_int("batch_size", batch_size)
   _check_process(batch_size, process_index, process_count)
@@ -407,10 +411,12 @@ def _block_reader(source, f) -> Callable[[range], Batch]:
   return lambda rows: _stack([source[i] for i in rows])
 
 
-def _stack(examples: list[Any]) -> Any:
+def _stack(examples: Sequence[Any], name: str = "the value") -> Any:
+  """Examples as a batch, by the rule of `stacking`."""
   if isinstance(examples[0], Mapping):
-    return {k: _stack([e[k] for e in examples]) for k in examples[0]}
-  return np.stack([np.asarray(e) for e in examples])
+    return {k: _stack([e[k] for e in examples], repr(k)) for k in examples[0]}
+  out = stacking.stack(name, examples)
+  return np.array(list(examples)) if out.dtype == object else out
 
 
 def _padded(read, num_examples, batch_size, local, process_index):
@@ -424,9 +430,20 @@ def _padded(read, num_examples, batch_size, local, process_index):
       raise ValueError(
         "the examples have the name 'mask' already, which padded_batches adds."
       )
+    for name, value in block.items():
+      _check_kept(name, value)
     block = {k: _pad(v, num, local) for k, v in block.items()}
     mask = np.arange(local) < num
     yield {**block, "mask": mask.astype(np.float32)}
+
+
+def _check_kept(name: str, value: Any) -> None:
+  """Refuses 64-bit integers that a jitted function would wrap."""
+  if isinstance(value, Mapping):
+    for k, v in value.items():
+      _check_kept(f"{name}/{k}", v)
+  elif value.dtype.itemsize == 8:
+    checks.kept(name, value)
 
 
 def _pad(value: Any, num: int, size: int) -> Any:

@@ -12,6 +12,7 @@ import gzip
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 from typing import Any, Protocol, runtime_checkable
@@ -19,10 +20,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from locojax.core import checks
-from locojax.data import tfds_dirs
+from locojax.data import image_files, stacking, tfds_dirs
 
 Example = Mapping[str, Any]
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+# Images are read in a file of their own.
+IMAGE_SUFFIXES = image_files.SUFFIXES
+read_image = image_files.read_image
+from_image_folder = image_files.from_image_folder
+ImageFolderSource = image_files.ImageFolderSource
 
 
 @runtime_checkable
@@ -88,21 +93,22 @@ def from_arrays(arrays: Mapping[str, Any]) -> ArraySource:
   """A source from a dict of arrays `[examples, ...]`.
 
   Args:
-    arrays: arrays (or nested lists) with the same leading size, at least 1.
-      They are not copied.
+    arrays: arrays with the same leading size, at least 1, which are not
+      copied; or lists, by the rule of `stacking`.
 
   Returns:
     A source of `{name: array[i]}`.
 
   Raises:
-    ValueError: empty, scalar, or of different leading sizes.
+    ValueError: empty, scalar, or of different leading sizes; a list whose
+      entries do not go together.
   """
   if not isinstance(arrays, Mapping) or not arrays:
     raise ValueError(
       f"arrays={arrays!r} is not allowed: it must be a dict of arrays, not "
       "empty."
     )
-  out = {k: np.asarray(v) for k, v in arrays.items()}
+  out = {k: stacking.array(repr(k), v) for k, v in arrays.items()}
   sizes = {k: v.shape[0] if v.ndim else None for k, v in out.items()}
   if len(set(sizes.values())) != 1 or not all(sizes.values()):
     raise ValueError(
@@ -165,100 +171,6 @@ def from_tfds(
   return TfdsSource(found, split)
 
 
-class ImageFolderSource:
-  """Images in a folder per class; see `from_image_folder`."""
-
-  def __init__(self, files, labels, classes, mode, size):
-    self.files, self.labels, self.classes = files, labels, classes
-    self._mode, self._size = mode, size
-
-  def __len__(self) -> int:
-    return len(self.files)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    image = read_image(self.files[index], mode=self._mode, size=self._size)
-    return {"image": image, "label": np.int32(self.labels[index])}
-
-
-def read_image(
-  path: str | os.PathLike,
-  *,
-  mode: str = "RGB",
-  size: tuple[int, int] | None = None,
-) -> np.ndarray:
-  """An image file as uint8 `[height, width, channels]`.
-
-  Args:
-    path: a file that Pillow reads.
-    mode: `L` (1 channel), `RGB` or `RGBA`.
-    size: resize to (height, width), bilinear; None keeps the size.
-
-  Raises:
-    ValueError: the file is no image or is damaged; it is named.
-    ImportError: Pillow is not installed.
-  """
-  checks.one_of("mode", mode, ("L", "RGB", "RGBA"))
-  try:
-    from PIL import Image
-  except ImportError as e:
-    raise ImportError(tfds_dirs.PILLOW_HELP) from e
-  try:
-    with Image.open(path) as opened:
-      image = opened.convert(mode)
-  except (OSError, SyntaxError) as e:
-    raise ValueError(f"the image file {path} cannot be read: {e}") from e
-  if size is not None:
-    image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-  array = np.asarray(image, dtype=np.uint8)
-  return array[:, :, None] if array.ndim == 2 else array
-
-
-def from_image_folder(
-  root: str | os.PathLike,
-  *,
-  mode: str = "RGB",
-  size: tuple[int, int] | None = None,
-) -> ImageFolderSource:
-  """Images from `root/<class>/<anything>.png`, one sub-folder a class.
-
-  Args:
-    root: the folder. Classes are its sub-folders in sorted order, images
-      their files with a suffix of `IMAGE_SUFFIXES`, in sorted order.
-    mode: `L`, `RGB` or `RGBA`.
-    size: (height, width) to resize to; None keeps each image's own.
-
-  Returns:
-    A source of `image` uint8 `[height, width, channels]` and `label` int32;
-    its attribute `classes` lists the names.
-
-  Raises:
-    FileNotFoundError: no such folder.
-    ValueError: no sub-folders, or one without images.
-  """
-  checks.one_of("mode", mode, ("L", "RGB", "RGBA"))
-  root = pathlib.Path(root)
-  if not root.is_dir():
-    raise FileNotFoundError(f"root={str(root)!r} is not a folder.")
-  classes = sorted(p.name for p in root.iterdir() if p.is_dir())
-  if not classes:
-    raise ValueError(f"root={str(root)!r} has no sub-folders, one per class.")
-  files, labels = [], []
-  for label, name in enumerate(classes):
-    images = [
-      p
-      for p in sorted((root / name).iterdir())
-      if p.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not images:
-      raise ValueError(
-        f"the class folder {root / name} has no image "
-        f"({', '.join(IMAGE_SUFFIXES)})."
-      )
-    files += images
-    labels += [label] * len(images)
-  return ImageFolderSource(files, labels, classes, mode, size)
-
-
 class ListSource:
   """Examples that are already dicts in a list."""
 
@@ -282,13 +194,25 @@ def _paths(paths) -> list[pathlib.Path]:
   return paths
 
 
-def _read_text(path: pathlib.Path) -> str:
+def read_text(path: str | os.PathLike) -> str:
+  """A UTF-8 file; `.gz` is unpacked, a byte-order mark is no text.
+
+  Raises:
+    ValueError: it cannot be read; it is named.
+  """
+  path = pathlib.Path(path)
   opener = gzip.open if path.suffix == ".gz" else open
   try:
-    with opener(path, "rt", encoding="utf-8") as f:
+    with opener(path, "rt", encoding="utf-8-sig") as f:
       return f.read()
-  except (OSError, EOFError, UnicodeDecodeError) as e:
+  except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e:
     raise ValueError(f"the text file {path} cannot be read: {e}") from e
+
+
+def lines_of(path: str | os.PathLike) -> list[tuple[int, str]]:
+  """Numbers and texts of the lines of a file that are not blank."""
+  lines = read_text(path).split("\n")
+  return [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
 
 
 def from_text(
@@ -312,13 +236,23 @@ def from_text(
   checks.one_of("unit", unit, ("line", "file"))
   out = []
   for path in _paths(paths):
-    text = _read_text(path)
+    text = read_text(path)
     pieces = [text] if unit == "file" else text.split("\n")
     pieces = (p.removesuffix("\r") for p in pieces)
     out += [{"text": p, "path": str(path)} for p in pieces if p]
   if not out:
     raise ValueError(f"paths={paths!r} hold no text.")
   return ListSource(out)
+
+
+def jsonl_rows(path: str | os.PathLike) -> list[tuple[int, dict[str, Any]]]:
+  """Line numbers and objects of a file of JSON objects, one a line.
+
+  Raises:
+    ValueError: a line is no JSON object, or has a key twice (file and line are
+      named).
+  """
+  return [(i, _json_object(path, i, line)) for i, line in lines_of(path)]
 
 
 def from_jsonl(
@@ -328,22 +262,28 @@ def from_jsonl(
 
   Raises:
     FileNotFoundError: a file is missing.
-    ValueError: a line is no JSON object (file and line are named).
+    ValueError: as `jsonl_rows`, or no objects.
   """
-  out = []
-  for path in _paths(paths):
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-      if line.strip():
-        out.append(_json_object(path, number, line))
+  out = [row for path in _paths(paths) for _, row in jsonl_rows(path)]
   if not out:
     raise ValueError(f"paths={paths!r} hold no JSON objects.")
   return ListSource(out)
 
 
-def _json_object(path: pathlib.Path, number: int, line: str) -> dict[str, Any]:
+def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+  """An object whose keys all differ; JSON itself would keep the last."""
+  out = dict(pairs)
+  if len(out) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    raise ValueError(f"the keys {twice} come twice")
+  return out
+
+
+def _json_object(path, number: int, line: str) -> dict[str, Any]:
   try:
-    value = json.loads(line)
-  except json.JSONDecodeError as e:
+    value = json.loads(line, object_pairs_hook=_distinct)
+  except ValueError as e:
     raise ValueError(f"{path}, line {number}: not JSON ({e}).") from e
   if not isinstance(value, dict):
     raise ValueError(
@@ -456,44 +396,38 @@ def as_arrays(
 ) -> dict[str, np.ndarray]:
   """Decodes a whole source once into arrays `[examples, ...]`.
 
+  No value is changed: dtypes are promoted, and what cannot be kept is refused,
+  by the rule of `stacking`.
+
   Args:
     source: examples as flat dicts whose values agree in shape.
     num_threads: threads that read chunks at the same time.
     chunk: examples a thread reads at a time.
 
   Returns:
-    A dict of stacked arrays in the order of the source. Text becomes arrays of
-    objects.
+    A dict of stacked arrays in the order of the source. Single texts become
+    arrays of objects.
 
   Raises:
-    ValueError: examples differ in names or in a shape (both are named).
+    ValueError: examples differ in names, in a shape, or in kind (both are
+      named), or an integer would be rounded among floats.
   """
   check(source)
   checks.positive_int("num_threads", num_threads)
   checks.positive_int("chunk", chunk)
   if isinstance(source, ArraySource):
     return dict(source.arrays)
-  first = {k: _leaf(k, v) for k, v in source[0].items()}
+  first = source[0]
   out = {
-    k: np.empty((len(source), *v.shape), v.dtype) for k, v in first.items()
+    k: stacking.Stack(repr(k), stacking.leaf(repr(k), v), len(source))
+    for k, v in first.items()
   }
   starts = range(0, len(source), chunk)
   with futures.ThreadPoolExecutor(num_threads) as pool:
     done = pool.map(lambda s: _fill(source, out, s, chunk), starts)
     for _ in done:
       pass
-  return out
-
-
-def _leaf(name: str, value: Any) -> np.ndarray:
-  if isinstance(value, Mapping):
-    raise ValueError(
-      f"{name!r} is a dict, which as_arrays cannot stack: flatten it with "
-      "sources.mapped first."
-    )
-  if isinstance(value, str | bytes):
-    return np.array(value, dtype=object)
-  return np.asarray(value)
+  return {k: made.result() for k, made in out.items()}
 
 
 def _fill(source, out, start: int, chunk: int) -> None:
@@ -504,14 +438,8 @@ def _fill(source, out, start: int, chunk: int) -> None:
         f"example {i} has the names {sorted(example)} and example 0 has "
         f"{sorted(out)}: they must be equal."
       )
-    for name, array in out.items():
-      value = _leaf(name, example[name])
-      if value.shape != array.shape[1:]:
-        raise ValueError(
-          f"example {i} has {name!r} of shape {value.shape} and example 0 of "
-          f"{array.shape[1:]}: they must be equal to be stacked."
-        )
-      array[i] = value[()]  # Text itself, not an array around it.
+    for name, made in out.items():
+      made.put(i, example[name])
 
 
 def _getitems(source: Source, indices: Sequence[int]) -> list[Example]:

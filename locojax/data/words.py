@@ -109,7 +109,7 @@ def load_vocabulary(path: str | os.PathLike) -> Vocabulary:
     FileNotFoundError: no such file.
     ValueError: as `Vocabulary`.
   """
-  text = pathlib.Path(path).read_text(encoding="utf-8")
+  text = pathlib.Path(path).read_text(encoding="utf-8-sig")
   return Vocabulary([w for w in text.split("\n") if w])
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from locojax.core import trees
+from locojax.core import checks, trees
 from locojax.train import experiment as experiment_lib
 from locojax.train import sharding
 
@@ -115,7 +115,8 @@ class Feed:
 
     Raises:
       ValueError: the data end here, or the batch is not what
-        `experiment.batch_shapes` says.
+        `experiment.batch_shapes` says, or has 64-bit integers that JAX
+        would wrap.
     """
     try:
       batch = next(self._iterator)
@@ -153,7 +154,9 @@ class Feed:
       if x.dtype != wanted.dtype:
         if jax.dtypes.canonicalize_dtype(x.dtype) != wanted.dtype:
           self._refuse(i, f"dtype {x.dtype}", f"dtype {wanted.dtype}")
-        leaves[i] = x.astype(wanted.dtype)
+        leaves[i] = checks.kept(
+          f"batch {self._index}: {self._paths[i]!r}", x, wanted.dtype
+        ).astype(wanted.dtype)
     return leaves
 
   def _refuse(self, i: int, found: str, wanted: str) -> None:

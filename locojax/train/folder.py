@@ -20,6 +20,8 @@ from locojax.train import experiment as experiment_lib
 
 CONFIG, RESULT = "config.json", "result.json"
 ABSENT = "(not there)"
+# What a config may have besides: digests of the data, by name.
+DATA = "data_digest"
 # What a run may be continued or read with otherwise: how it is watched, kept
 # and spread over devices. All else is another run. An experiment whose result
 # depends on when it is evaluated names that key otherwise.
@@ -68,6 +70,11 @@ def differences(
   return out
 
 
+def _listed(found: Mapping[str, tuple[Any, Any]]) -> str:
+  pairs = found.items()
+  return ", ".join(f"{k} ({a!r} there, {b!r} here)" for k, (a, b) in pairs)
+
+
 def check_config(
   workdir: pathlib.Path,
   config: Mapping | None,
@@ -94,12 +101,34 @@ def check_config(
   old = files.read_json(path, remedy="take another --workdir")
   found = differences(old, config, (*MAY_DIFFER, *may_differ))
   if found:
-    listed = ", ".join(
-      f"{k} ({a!r} there, {b!r} here)" for k, (a, b) in found.items()
-    )
+    listed = _listed(found)
+    on_others = {k.partition(".")[0] == DATA for k in found}
+    kind = "on other data" if all(on_others) else "of another config"
+    if len(on_others) > 1:
+      kind += " and on other data"
     raise ValueError(
-      f"{workdir} has a run of another config: {listed}. Take another "
+      f"{workdir} has a run {kind}: {listed}. Take another "
       "--workdir, set these back, or remove that folder."
+    )
+
+
+def check_data(path: pathlib.Path, digests: Mapping[str, str]) -> None:
+  """Refuses a folder that belongs to a run on other data.
+
+  Args:
+    path: the file with the folder's config.
+    digests: of the data as they are now, by name; may be empty.
+
+  Raises:
+    ValueError: they are others than in the config.
+  """
+  old = files.read_json(path, remedy="take another --workdir").get(DATA, {})
+  found = differences({DATA: old}, {DATA: digests})
+  if found:
+    listed = _listed(found)
+    raise ValueError(
+      f"{path.parent} has a run on other data: {listed}. Set the data back, or "
+      "take another --workdir."
     )
 
 

@@ -119,7 +119,7 @@ def replica_seed(seed: int, replica: int) -> int:
 
 def _renumber(batch: types.Batch, name: str, order: jax.Array) -> types.Batch:
   """Class j becomes `order[j]`; an index outside the classes stays."""
-  labels = jnp.asarray(batch[name])
+  labels = checks.array(name, batch[name])
   inside = (labels >= 0) & (labels < order.shape[0])
   new = order[jnp.where(inside, labels, 0)].astype(labels.dtype)
   return {**batch, name: jnp.where(inside, new, labels)}

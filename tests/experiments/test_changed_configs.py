@@ -17,6 +17,7 @@ from ml_collections import config_dict
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "train"))
 import toy
 
+from experiments.common import trained_on
 from locojax.core import files
 from locojax.train import checkpoints, folder
 
@@ -90,7 +91,8 @@ def test_any_change_is_refused_or_listed(name, tmp_path, monkeypatch):
   monkeypatch.setattr(module, "build", lambda *_, **__: toy.make())
   monkeypatch.setattr(checkpoints, "Checkpoints", trains)
   config = configs.get_config("tiny")
-  files.write_json(tmp_path / "config.json", folder.as_json(config.to_dict()))
+  kept = folder.as_json(trained_on.marked(config))
+  files.write_json(tmp_path / "config.json", kept)
   files.write_json(tmp_path / "result.json", {"step": 1, "seconds": 1.0})
 
   def opened(wanted) -> str:

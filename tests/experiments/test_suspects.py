@@ -116,6 +116,29 @@ def test_a_folder_of_images(tmp_path, capsys):
   suspects.main(argv)  # trained already
   assert "loss" not in capsys.readouterr().out.split("| rank")[0]
   assert _csv(tmp_path / "out" / "suspects.csv") == rows
+  _old_probabilities_are_not_laid_over_others(tmp_path / "images", argv)
+
+
+def _old_probabilities_are_not_laid_over_others(root, argv):
+  for more, words in (
+    (["--seed", "1"], r"seed \(0 there, 1 here"),
+    (["--batch-size", "8"], r"batch_size \(16 there, 8 here"),
+    (["--seed", str(2**32)], "seed=4294967296"),
+  ):
+    with pytest.raises(ValueError, match=words):
+      suspects.main([*argv, *more])
+  for name in ("00.png", "01.png"):  # all to the folders where they belong
+    pair = [root / side / name for side in ("bright", "dark")]
+    contents = [path.read_bytes() for path in pair]
+    for path, content in zip(pair, contents[::-1]):
+      path.write_bytes(content)
+  with pytest.raises(ValueError, match="has a run on other data"):
+    suspects.main(argv)
+  argv = list(argv)
+  argv[argv.index("--workdir") + 1] += "_again"
+  suspects.main(argv)
+  found = _csv(root.parent / "out_again" / "suspects.csv")
+  assert not [r for r in found if r["label"] != r["suggested"]]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +152,18 @@ def test_a_folder_of_images(tmp_path, capsys):
     ),
     ({"labels": [0, 2], "probabilities": np.eye(2)}, "classes 0 to 1"),
     ({"labels": [0, 1], "losses": [np.nan, 1.0]}, "hold NaN"),
+    (
+      {"labels": [0, -1], "images": np.zeros((2, 8, 8, 1), np.uint8)},
+      "labels from -1",
+    ),
+    (
+      {"labels": [0.5, 1], "images": np.zeros((2, 8, 8, 1), np.uint8)},
+      "labels has dtype float64",
+    ),
+    (
+      {"labels": [0, 1], "losses": [1, 2], "is_noisy": ["False", "True"]},
+      "is_noisy of dtype",
+    ),
     ({"labels": [0, 1], "probabilities": np.ones((2, 2))}, "sum to 1"),
   ],
 )

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from locojax.core import checks
+
 
 def distributions(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
   """Labels as rows that sum to one, `[n, classes]` float32 or wider.
@@ -23,7 +25,7 @@ def distributions(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
   >>> distributions(jnp.zeros((1, 3)), jnp.array([2])).tolist()
   [[0.0, 0.0, 1.0]]
   """
-  logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+  logits, labels = jnp.asarray(logits), checks.array("labels", labels)
   if logits.ndim != 2:
     raise ValueError(
       f"logits of shape {logits.shape} are not allowed: they must be "

@@ -79,7 +79,7 @@ def check_labels(labels: ArrayLike, shape, live=None) -> jax.Array:
     ValueError: another shape or dtype; unless traced, labels out of range,
       negative, or soft labels that do not sum to 1.
   """
-  labels = jnp.asarray(labels)
+  labels = checks.array("labels", labels)
   live = jnp.ones(shape[:1], bool) if live is None else live
   if jnp.issubdtype(labels.dtype, jnp.integer) and labels.ndim == 1:
     return _check_hard(labels, shape, live)

@@ -287,7 +287,7 @@ def ciw_binary_loss(
   >>> round(float(loss), 4)
   0.6931
   """
-  logits, labels = inputs.as_float(logits), jnp.asarray(labels)
+  logits, labels = inputs.as_float(logits), checks.array("labels", labels)
   if logits.ndim != 1:
     raise ValueError(f"logits has shape {logits.shape}: it must be [examples].")
   checks.same_shape("labels", labels.shape, "logits", logits.shape)

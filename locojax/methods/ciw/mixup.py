@@ -181,7 +181,7 @@ def _check_mode(mode, alpha, n, groups, logits) -> None:
 
 
 def _soft_labels(labels, num_classes, live):
-  labels = jnp.asarray(labels)
+  labels = checks.array("labels", labels)
   if labels.ndim == 1 and num_classes is None:
     raise ValueError("num_classes=None is not allowed: integer labels need it.")
   if labels.ndim == 2:

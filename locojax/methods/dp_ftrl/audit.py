@@ -65,7 +65,7 @@ def canary_loss(
 
   def wrapped(params, model_state, batch, key_):
     batch = dict(batch)
-    index = batch.pop(name).max() - 1
+    index = checks.index_array(name, batch.pop(name)).max() - 1
     loss, (found, model_state) = loss_fn(params, model_state, batch, key_)
     direction = canary_direction(key, jnp.maximum(index, 0), params)
     along = sum(

@@ -171,7 +171,7 @@ def next_word_model(preset: str, **changes) -> NextWordModel:
 
 def split_sentence(tokens: ArrayLike) -> tuple[jax.Array, jax.Array]:
   """`[..., T + 1]` tokens to inputs and labels, `[..., T]` each."""
-  tokens = jnp.asarray(tokens)
+  tokens = checks.array("tokens", tokens)
   return tokens[..., :-1], tokens[..., 1:]
 
 
@@ -188,7 +188,7 @@ def token_mask(
   Returns:
     `[..., T]` float32.
   """
-  labels = jnp.asarray(labels)
+  labels = checks.array("labels", labels)
   counts = jnp.ones(labels.shape, jnp.float32)
   for token in special:
     counts = counts * (labels != token)
@@ -229,7 +229,8 @@ def masked_accuracies(
     "accuracy_no_oov": (PAD, OOV),
     "accuracy_with_oov": (PAD,),
   }
-  hits = _first_largest(jnp.asarray(logits)) == jnp.asarray(labels)
+  labels = checks.array("labels", labels)
+  hits = _first_largest(jnp.asarray(logits)) == labels
   return {
     name: metrics.mean(hits, token_mask(labels, special, mask))
     for name, special in left_out.items()

@@ -48,6 +48,11 @@ def _check_sizes(num_clients: int, cohort_size: int) -> None:
     )
 
 
+def _cyclic(start: int, size: int, num_clients: int) -> np.ndarray:
+  """Places `start, start + 1, ...` of an order that goes round and round."""
+  return np.arange(start, start + size) % num_clients
+
+
 def _rng(seed: int, *stream: int) -> np.random.Generator:
   return np.random.default_rng([seed, *stream])
 
@@ -187,10 +192,14 @@ def logged(sampler, num_rounds: int) -> Log:
 class ShuffledEpochs:
   """All clients in shuffled order, cohort by cohort, epoch after epoch.
 
-  A remainder that does not fill a cohort waits for the next epoch. Without
-  reshuffling every client comes back after exactly one epoch (`min_sep`
-  rounds); with it a client can be the last of one epoch and the first of the
-  next, which is a `min_sep` of 1.
+  n clients in cohorts of c have epochs of floor(n / c) rounds. A remainder
+  that does not fill a cohort waits for the next epoch. Without reshuffling it
+  is the first there, and the order goes on behind it, round and round: every
+  client comes back after floor(n / c) or ceil(n / c) rounds, of which the
+  lesser is `min_sep`, and takes part at most ceil(T c / n) times in T rounds,
+  no more than the ceil(T / min_sep) that `min_sep` allows. With reshuffling
+  those who wait are others in each epoch, and a client can be the last of one
+  epoch and the first of the next, which is a `min_sep` of 1.
 
   Attributes:
     num_clients, cohort_size: of all, of a round.
@@ -218,16 +227,21 @@ class ShuffledEpochs:
 
   def __call__(self, round_index: int) -> Cohort:
     """The cohort of a round."""
-    epoch, place = divmod(round_index, self.rounds_per_epoch)
-    epoch = epoch if self.reshuffle else 0
+    epoch, place = 0, round_index
+    if self.reshuffle:
+      epoch, place = divmod(round_index, self.rounds_per_epoch)
     order = _order(self.seed, epoch, self.num_clients)
     start = place * self.cohort_size
-    return _padded(order[start : start + self.cohort_size], self.cohort_size)
+    places = _cyclic(start, self.cohort_size, self.num_clients)
+    return _padded(order[places], self.cohort_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class FixedOrder:
-  """Clients in the order of their ids, again and again, as centralised code."""
+  """Clients in the order of their ids, again and again, as centralised code.
+
+  The order goes round and round, as that of `ShuffledEpochs` does.
+  """
 
   num_clients: int
   cohort_size: int
@@ -242,8 +256,8 @@ class FixedOrder:
 
   def __call__(self, round_index: int) -> Cohort:
     """The cohort of a round."""
-    start = round_index % self.min_sep * self.cohort_size
-    ids = np.arange(start, start + self.cohort_size)
+    start = round_index * self.cohort_size
+    ids = _cyclic(start, self.cohort_size, self.num_clients)
     return _padded(ids, self.cohort_size)
 
 
@@ -257,8 +271,8 @@ class PoissonClients:
     num_clients: of all.
     rate: q in (0, 1].
     seed: of the draws.
-    max_cohort: room of the cohort; a draw beyond it is an error, for leaving
-      clients out would not be Poisson.
+    max_cohort: room of the cohort, which may be more than all clients; a draw
+      beyond it is an error, for leaving clients out would not be Poisson.
   """
 
   num_clients: int
@@ -270,7 +284,8 @@ class PoissonClients:
 
   def __post_init__(self):
     checks.positive("rate", checks.in_range("rate", self.rate, 0.0, 1.0))
-    _check_sizes(self.num_clients, self.max_cohort)
+    checks.positive_int("num_clients", self.num_clients)
+    checks.positive_int("max_cohort", self.max_cohort)
 
   def __call__(self, round_index: int) -> Cohort:
     """The cohort of a round."""

@@ -121,7 +121,7 @@ def _checked(preds, labels, weights, eps):
   differences.check_relative(preds, weights, "pairwise", eps)
   if labels is None:
     return preds, None, weights
-  labels = jnp.asarray(labels)
+  labels = checks.array("labels", labels)
   true = differences.label_probability(preds, labels, weights)
   differences.check_relative(true, weights, "pairwise", eps)
   return preds, labels, weights

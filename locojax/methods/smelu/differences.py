@@ -144,7 +144,7 @@ def label_probability(
   >>> label_probability([[0.25, 0.75]], [0, 1]).tolist()
   [[0.75, 0.75]]
   """
-  preds, labels = as_float(preds), jnp.asarray(labels)
+  preds, labels = as_float(preds), checks.array("labels", labels)
   checks.same_shape("labels", labels.shape, "one model", preds.shape[1:2])
   classes = 2 if preds.ndim == 2 else preds.shape[-1]
   if is_concrete(labels, weights):

@@ -231,7 +231,7 @@ class HistogramAUC:
     weights: ArrayLike | None = None,
   ) -> HistogramAUC:
     """Counts `[N]` scores with `[N]` labels of 0 or 1; NaN scores give NaN."""
-    scores, labels = jnp.asarray(scores), jnp.asarray(labels)
+    scores, labels = jnp.asarray(scores), checks.array("labels", labels)
     checks.same_shape("labels", labels.shape, "scores", scores.shape)
     weights = jnp.ones(scores.shape) if weights is None else weights
     weights = jnp.asarray(weights).astype(self.positives.dtype)

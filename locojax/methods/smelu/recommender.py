@@ -61,7 +61,8 @@ def hash_ids(
   `2^-32`. Different salts give unrelated assignments.
 
   Args:
-    ids: integers of any shape; the low 32 bits count.
+    ids: integers of any shape, signed or not, of NumPy in 64 bits too; the low
+      32 bits count.
     salt: integer(s), such as the number of the field; broadcasts.
     num_buckets: integer(s) in 1..2^31-1; broadcasts.
 
@@ -75,21 +76,37 @@ def hash_ids(
   >>> hash_ids([0, 1, 2], salt=0, num_buckets=1000).tolist()
   [304, 709, 813]
   """
-  ids = ids if isinstance(ids, jax.Array) else np.asarray(ids)
-  if not np.issubdtype(ids.dtype, np.integer):
-    raise ValueError(f"ids have dtype {ids.dtype}: they must be integers.")
+  ids = _words("ids", ids)
   if not isinstance(num_buckets, jax.core.Tracer):
     lowest = int(np.min(num_buckets)) if np.size(num_buckets) else 1
     checks.positive_int("num_buckets", lowest)
-  seed = _mix(_uint32(salt) + np.uint32(0x9E3779B9))
-  mixed = _mix(_mix(_uint32(ids) + seed))
-  return (mixed % _uint32(num_buckets)).astype(jnp.int32)
+  seed = _mix(_words("salt", salt) + np.uint32(0x9E3779B9))
+  mixed = _mix(_mix(ids + seed))
+  return (mixed % _words("num_buckets", num_buckets)).astype(jnp.int32)
 
 
-def _uint32(x: ArrayLike) -> jax.Array:
-  """The low 32 bits, of NumPy's 64-bit integers too."""
+def _words(name: str, x: ArrayLike) -> jax.Array:
+  """The low 32 bits of integers, of NumPy's 64-bit ones too."""
   x = x if isinstance(x, jax.Array) else np.asarray(x)
+  if not np.issubdtype(x.dtype, np.integer):
+    raise ValueError(f"{name} have dtype {x.dtype}: they must be integers.")
   return jnp.asarray(x.astype(np.uint32))
+
+
+def _ids(categorical: ArrayLike) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Ids as int32 (none becomes another), as words; which are not empty."""
+  if not isinstance(categorical, jax.Array):
+    categorical = np.asarray(categorical)
+  words, there = _words("categorical", categorical), categorical >= 0
+  if isinstance(categorical, np.ndarray):
+    if categorical.size and int(categorical.max()) >= 2**32:
+      raise ValueError(
+        f"categorical has the id {categorical.max()}, which is not allowed: it "
+        "must be below 2^32. Fold longer ids first, as `ids % (2**32 - 5)`."
+      )
+    categorical = categorical.astype(np.int64)
+    categorical = np.clip(categorical, -1, 2**31 - 1).astype(np.int32)
+  return checks.index_array("categorical", categorical), words, there
 
 
 def _per_field(name: str, value: Any, num_fields: int) -> tuple:
@@ -114,9 +131,10 @@ class EmbeddingTower(nn.Module):
   Attributes:
     vocab_sizes: ids (or hash buckets, for a hashed field) of each field.
     dim: E.
-    hashing: whether ids, any integers from 0, are hashed into the field's rows;
-      for all fields or one by one. Without hashing an id outside the vocabulary
-      is an empty slot.
+    hashing: whether ids are hashed into the field's rows; for all fields or one
+      by one. Ids are integers in [0, 2^32); those from 2^31 come as unsigned
+      ones, or as 64-bit integers of NumPy. Without hashing an id outside the
+      vocabulary is an empty slot. Negative ids always are.
     widths: slots of each field; None means one each.
     combiner: of the slots of a field: `sum`, or `mean` over those that are not
       empty. A field whose slots are all empty gives zeros.
@@ -163,20 +181,28 @@ class EmbeddingTower(nn.Module):
       )
     return rows
 
-  def rows(self, categorical: jax.Array) -> jax.Array:
-    """Rows of the table for ids: int32 `[B, S]`, -1 for empty slots."""
+  def rows(self, categorical: ArrayLike) -> jax.Array:
+    """Rows of the table for ids: int32 `[B, S]`, -1 for empty slots.
+
+    Args:
+      categorical: `[B, S]` integers of any width, signed or not.
+
+    Raises:
+      ValueError: another shape or dtype; ids from the host of 2^32 or more,
+        which JAX would wrap.
+    """
     widths, hashing, _ = self._settings()
     checks.same_shape(
-      "categorical", categorical.shape[1:], "sum of widths", (sum(widths),)
+      "categorical", np.shape(categorical)[1:], "sum of widths", (sum(widths),)
     )
     slots = lambda values: np.repeat(np.asarray(values), widths)
     sizes = slots(self.vocab_sizes).astype(np.int32)
     starts = np.cumsum([0, *self.vocab_sizes])[:-1]
     salts, hashed = slots(np.arange(len(widths))), slots(hashing).astype(bool)
-    ids = categorical.astype(jnp.int32)
+    ids, words, there = _ids(categorical)
     if hashed.any():
-      buckets = hash_ids(ids, salt=salts, num_buckets=sizes)
-      ids = jnp.where(hashed & (ids >= 0), buckets, ids)
+      buckets = hash_ids(words, salt=salts, num_buckets=sizes)
+      ids = jnp.where(hashed & there, buckets, ids)
     found = (ids >= 0) & (ids < sizes)
     return jnp.where(found, ids + slots(starts).astype(np.int32), -1)
 

@@ -48,7 +48,6 @@ ROWS = [
   ("tiny", {"rhos": (NAN,)}, "rhos", "above 0"),
   ("tiny", {"rho": -1.0}, "rho", "above 0"),
   ("tiny", {"method": "treehonaker"}, "method", "mean 'tree_honaker'"),
-  ("cpu", {"data.num_clients": 42}, "cohort_size", "room for 56 clients"),
   ("tiny", {"server_rates": ()}, "server_rates", "1 or more"),
   ("tiny", {"server_rate": 0.0}, "server_rate", "above 0"),
   ("tiny", {"seeds": (0, 1000)}, "seeds", "without 1000"),

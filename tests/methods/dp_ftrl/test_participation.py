@@ -26,7 +26,7 @@ def test_what_is_declared_is_kept(name):
   log = participation.logged(sampler, 60)
   log.check(max_participations=60, min_sep=sampler.min_sep)
   if name in ("fixed", "shuffled"):
-    assert (log.max_participations, log.min_sep) == (9, 7)
+    assert (log.max_participations, log.min_sep) == (8, 7)
   if name == "min_sep":
     assert log.max_participations == 3 and log.min_sep >= 15
   with pytest.raises(ValueError, match="declared were"):
@@ -57,6 +57,41 @@ def test_an_epoch_visits_everyone_at_most_once():
     seen = np.concatenate([sampler(t).clients for t in rounds])
     assert len(set(seen)) == 49
   assert not np.array_equal(sampler(0).clients, np.sort(sampler(0).clients))
+
+
+@pytest.mark.parametrize("n, c", [(10, 4), (53, 7), (9, 9), (12, 3), (7, 4)])
+def test_without_reshuffling_all_are_asked_and_the_bounds_hold(n, c):
+  rounds = 6 * n
+  for sampler in (
+    participation.ShuffledEpochs(n, c, seed=0),
+    participation.FixedOrder(n, c),
+  ):
+    counts, last, gaps = np.zeros(n, int), {}, set()
+    for t in range(rounds):
+      clients, mask = sampler(t)
+      assert mask.all() and len(set(clients)) == c
+      gaps |= {t - last[i] for i in clients if i in last}
+      last |= dict.fromkeys(clients, t)
+      counts[clients] += 1
+      most = -(-(t + 1) * c // n)
+      assert counts.max() <= most <= -(-(t + 1) // sampler.min_sep)
+    assert counts.min() == counts.max() == 6 * c  # n divides the places
+    assert gaps == {n // c, -(-n // c)} and sampler.min_sep == n // c
+
+
+def test_where_all_divide_evenly_an_epoch_is_the_order():
+  """The cohorts behind committed results."""
+  sampler = participation.ShuffledEpochs(12, 3, seed=5)
+  order = np.random.default_rng([5, 0]).permutation(12).reshape(4, 3)
+  for t in range(9):
+    np.testing.assert_array_equal(sampler(t).clients, order[t % 4])
+
+
+def test_a_room_for_more_than_all_clients_is_padded():
+  sampler = participation.PoissonClients(3, 1.0, seed=0, max_cohort=8)
+  cohort = sampler(0)
+  assert cohort.clients[cohort.mask].tolist() == [0, 1, 2]
+  assert cohort.mask.shape == (8,)
 
 
 def test_poisson_has_its_rate():
