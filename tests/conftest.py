@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -25,6 +26,8 @@ _QUICK_TO_COMPILE = (
   *(("--xla_cpu_max_isa=AVX",) if platform.machine() == "x86_64" else ()),
 )
 _PROBE = "import jax; jax.devices()"
+BUDGET = 20  # minutes
+_STARTED = time.monotonic()
 
 
 def _cpu() -> str:
@@ -114,8 +117,15 @@ def pytest_testnodedown(node, error):
     _left_out[marker].update(names)
 
 
-def pytest_terminal_summary(terminalreporter):
-  """Says how many tests were left out, and what would run them."""
+def pytest_terminal_summary(terminalreporter, config):
+  """Says how many tests were left out, and what would run them; the budget."""
+  if hasattr(config, "workerinput"):
+    return
+  seconds = time.monotonic() - _STARTED
+  terminalreporter.write_line(
+    f"{seconds / 60:.1f} minutes; the whole suite may take {BUDGET} on two "
+    "quiet cores, with ten systems in it."
+  )
   for marker, names in _left_out.items():
     if names:
       terminalreporter.write_line(_HELP[marker].format(len(names)))

@@ -10,6 +10,7 @@ import nbclient
 import nbformat
 import pytest
 from jupyter_client import kernelspec, manager
+from jupyter_core.utils import run_sync
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
@@ -35,10 +36,8 @@ def _kernel() -> manager.AsyncKernelManager:
 
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
-  """Compilations are kept between runs, caches and kernels stay out of home."""
+  """Caches and kernels stay out of home."""
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-  monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
   monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
   monkeypatch.setenv("MPLBACKEND", "agg")
   monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -67,13 +66,17 @@ def test_the_second_cell_sets_flags(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_it_runs(path, environment):
   notebook = _read(path)
+  kernel = _kernel()
   client = nbclient.NotebookClient(
     notebook,
-    km=_kernel(),
+    km=kernel,
     timeout=300,
     resources={"metadata": {"path": str(ROOT)}},
   )
-  client.execute()
+  try:
+    client.execute()
+  finally:
+    run_sync(kernel.shutdown_kernel)(now=True)
   printed = [
     output.data["text/plain"]
     for cell in notebook.cells
