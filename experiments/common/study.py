@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments.common import stages, timing, trained_on
+from experiments.common import launch, stages, timing, trained_on
 from locojax.core import checks
 from locojax.report import results, runs, tables
 from locojax.train import distributed, folder, lock, stopping, writers
@@ -181,11 +181,13 @@ def opened(
       `folder.MAY_DIFFER`: the lists of what is compared.
 
   Raises:
-    ValueError: the folder has a study of another config or of other data, or a
-      single run.
+    ValueError: a bad setting; the folder has a study of another config or of
+      other data, or a single run.
     lock.Busy: another program works in it.
   """
   workdir = pathlib.Path(workdir).absolute()
+  if config.get("experiment"):
+    launch.check_settings(config)
   with stopping.listening(), lock.hold(workdir):
     if (workdir / folder.CONFIG).exists():
       raise ValueError(

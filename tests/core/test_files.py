@@ -17,7 +17,7 @@ _APPENDS = {
   "locojax/core/files.py",
   "locojax/train/lock.py",
   "locojax/train/writers.py",
-  "locojax/methods/dp_ftrl/ledger.py",
+  "locojax/methods/dp_ftrl/chain.py",
 }
 _WRITERS = {"write_text", "write_bytes", "savefig", "savez", "savez_compressed"}
 

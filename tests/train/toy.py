@@ -116,7 +116,7 @@ def run(config, workdir) -> dict:
       log_every=config.log_every,
       save_every=config.save_every,
       config=config.to_dict(),
-      may_differ=("stages",),
+      may_differ=("stages", "num_steps", "pause"),
     )
   return {}
 
