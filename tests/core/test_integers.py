@@ -1,5 +1,7 @@
 """Integers of the host keep their values on the way to JAX, or are refused."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from locojax.data import clients, image, pipeline
 from locojax.methods import ciw, smelu
 from locojax.methods.dp_ftrl import audit, next_word
 from locojax.methods.smelu import recommender
+from locojax.train import feed, sharding
 
 WIDE = 2**32 + 1  # Its low 32 bits are 1.
 
@@ -108,6 +111,18 @@ def test_an_unsigned_zero_is_no_canary():
   batch = {audit.CANARY: np.zeros(1, np.uint32)}
   value, _ = loss(params, {}, batch, jax.random.key(0))
   assert float(value) == 2.0
+
+
+def test_a_batch_that_would_wrap_is_refused():
+  mesh = sharding.make_mesh({"data": -1})
+  spec = jax.sharding.NamedSharding(mesh, jax.P())
+  shape = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=spec)
+  batches = [{"label": np.array([1, 2])}, {"label": np.array([1, WIDE])}]
+  made = types.SimpleNamespace(batches=lambda start: iter(batches))
+  found = feed.Feed(made, feed.Layout(mesh, None, {"label": shape}), 0)
+  assert found.next()["label"].tolist() == [1, 2]
+  with pytest.raises(ValueError, match=f"batch 1: 'label' has .* {WIDE}"):
+    found.next()
 
 
 def test_users_are_told_apart_by_their_own_value():

@@ -13,11 +13,13 @@ from experiments.dp_ftrl import (
   bench,
   experiment,
   mechanisms,
+  settings,
   statement,
   trajectory,
 )
 from experiments.dp_ftrl.configs import classification, next_word
 from locojax.methods import dp_ftrl
+from locojax.methods.dp_ftrl import participation
 from locojax.report import results
 from locojax.train import check
 
@@ -137,6 +139,30 @@ def test_poisson_cohorts_train(monkeypatch):
     lambda a, b: bool((a != b).all()), after.params, state.params
   )
   assert all(jax.tree.leaves(moved))
+
+
+def test_few_clients_have_room_for_a_poisson_sample():
+  """64 clients in cohorts of 24: 7 deviations would be 66 places."""
+  changes = {"methods": ("amplified",), "method": "amplified"}
+  config = _config(classification, cohort_size=24, **changes)
+  experiment.check(config)
+  assert settings.room(config, True, 64, num_devices=1) == 64
+  assert settings.room(config, True, 280, num_devices=8) == 72
+  with pytest.raises(ValueError, match="cohort_size=24 .*in .1, 23"):
+    experiment.setting(config, 23)
+
+
+@pytest.mark.parametrize("num_clients, cohort", [(64, 8), (65, 8), (10, 4)])
+def test_what_is_declared_bounds_what_is_realised(num_clients, cohort):
+  config = _config(classification, cohort_size=cohort, num_rounds=37)
+  place = experiment.setting(config, num_clients)
+  sampler = dp_ftrl.ShuffledEpochs(num_clients, cohort, seed=3)
+  log = participation.logged(sampler, 37)
+  k, b = place.max_participations, place.min_sep
+  log.check(max_participations=k, min_sep=b)
+  asked = {i for t in range(-(-num_clients // cohort)) for i in sampler(t)[0]}
+  assert len(asked) == num_clients
+  assert log.tree_sensitivity(37) <= dp_ftrl.tree_squared_sensitivity(37, k, b)
 
 
 def test_next_word_runs(tmp_path):
