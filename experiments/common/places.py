@@ -7,6 +7,7 @@ import pathlib
 import tempfile
 from typing import Any
 
+from experiments.common import drawings
 from locojax.core import checks
 from locojax.data import tfds_dirs
 
@@ -54,7 +55,7 @@ def data_set(
 
   Args:
     key: dotted key of its name.
-    name: of `datasets.DATASETS`, or as tfds names it.
+    name: of `datasets.DATASETS` or `drawings.SETS`, or as tfds names it.
     data_dir: as of the config.
     given: what the key has, if not the name.
 
@@ -64,7 +65,10 @@ def data_set(
   if name == "digits":
     return
   try:
-    tfds_dirs.find(name, data_dir=data_dir or None)
+    if name in drawings.SETS:
+      drawings.files_of(name, data_dir or None)
+    else:
+      tfds_dirs.find(name, data_dir=data_dir or None)
   except FileNotFoundError as error:
     given = name if given is None else given
     raise ValueError(f"{key}={given!r} is not allowed here: {error}") from error

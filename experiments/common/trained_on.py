@@ -15,7 +15,7 @@ import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments.common import datasets, noisy_labels, tabular
+from experiments.common import datasets, drawings, noisy_labels, tabular
 from locojax.data import digests, tfds_dirs
 from locojax.train import folder as run_folder
 
@@ -36,6 +36,8 @@ def _of_set(name: str, data: Mapping[str, Any]) -> str | None:
   data_dir = data.get("data_dir") or None
   if name in _TFDS:
     return digests.of_files(tfds_dirs.find(_TFDS[name], data_dir=data_dir))
+  if name in drawings.SETS:
+    return digests.of_files(drawings.files_of(name, data_dir))
   if name in tabular.FOLDERS:
     return digests.of_files(*tabular.files_of(name, data_dir))
   if name in _INTERPRETER:

@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import datasets, trained_on
+from experiments.common import datasets, pictures, trained_on
 from locojax.core import checks
 from locojax.data import captions, pieces, scenes, sources
-from locojax.data import image as images_lib
 from locojax.methods import limoe
 
 _DIGITS = (
@@ -110,27 +109,6 @@ class Pairs:
   tests: Mapping[str, ZeroShot]
 
 
-def resized(images: np.ndarray, size: int) -> np.ndarray:
-  """Images `[n, h, w, channels]` uint8 as `[n, size, size, 3]`.
-
-  Grey ones get three equal channels; transparent ones a white background.
-  """
-  from PIL import Image
-
-  images = np.asarray(images)
-  if images.shape[-1] == 4:
-    images = images_lib.opaque(images)
-  if images.shape[-1] == 1:
-    images = np.repeat(images, 3, axis=-1)
-  if images.shape[1:3] == (size, size):
-    return images
-  box = Image.Resampling.BOX if images.shape[1] % size == 0 else None
-  how = box or Image.Resampling.BILINEAR
-  return np.stack(
-    [np.asarray(Image.fromarray(i).resize((size, size), how)) for i in images]
-  )
-
-
 def scenes_pairs(data: Mapping[str, Any], size: int) -> Pairs:
   """Scenes; the test has combinations that training lacks."""
   seen, held = scenes.held_out(data["held_out_share"], seed=data["seed"])
@@ -175,7 +153,7 @@ def emoji_pairs(data: Mapping[str, Any], size: int) -> Pairs:
   held = checks.one_of(
     "data.held_out_vendor", data["held_out_vendor"], sorted(set(vendors))
   )
-  images = resized(images, size)
+  images = pictures.resized(images, size)
   seen = np.flatnonzero(vendors != held)
   texts = [
     (
@@ -192,7 +170,7 @@ def emoji_pairs(data: Mapping[str, Any], size: int) -> Pairs:
     tuple(texts[i] for i in seen),
     {
       "unseen_vendor": _named(images[other], [names[i] for i in other]),
-      "unseen_emoji": _named(resized(new_images, size), new_names),
+      "unseen_emoji": _named(pictures.resized(new_images, size), new_names),
     },
   )
 
@@ -206,7 +184,7 @@ def labelled_pairs(name: str, data: Mapping[str, Any], size: int) -> Pairs:
   is_held = np.isin(label, [classes.index(c) for c in kept_back])
   rows = np.flatnonzero(~is_held)[: data["num_train"]]
   test = {k: v[: data["num_test"]] for k, v in splits["test"].items()}
-  images = resized(test["image"], size)
+  images = pictures.resized(test["image"], size)
   tests = {name: ZeroShot(images, test["label"], classes, templates)}
   if kept_back:
     of = {classes.index(c): i for i, c in enumerate(kept_back)}
@@ -217,7 +195,7 @@ def labelled_pairs(name: str, data: Mapping[str, Any], size: int) -> Pairs:
     )
   texts = [tuple(t.format(c) for t in templates) for c in classes]
   return Pairs(
-    resized(splits["train"]["image"][rows], size),
+    pictures.resized(splits["train"]["image"][rows], size),
     tuple(texts[int(x)] for x in label[rows]),
     tests,
   )

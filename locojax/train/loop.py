@@ -23,7 +23,7 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -95,19 +95,34 @@ def _load_from(
   return state.replace(**part)
 
 
-def _check_output(state: Any, new: Any, values: Any) -> None:
-  """While tracing: a step keeps the form of the state and tells the loss."""
+def _check_form(state: Any, new: Any, who: str) -> None:
+  """What makes a new state keeps paths, shapes and dtypes of the old."""
   before, after = trees.flatten(state), trees.flatten(new)
   for path in sorted(set(before) ^ set(after)):
     where = "input" if path in before else "output"
-    raise ValueError(f"the step has {path!r} only in its {where} state.")
+    raise ValueError(f"{who} has {path!r} only in its {where} state.")
   for path, x in before.items():
-    y = after[path]
+    y = jnp.asarray(after[path])
     if (x.shape, x.dtype) != (y.shape, y.dtype):
       raise ValueError(
-        f"the step turns {path!r} from {x.dtype}{list(x.shape)} to "
+        f"{who} turns {path!r} from {x.dtype}{list(x.shape)} to "
         f"{y.dtype}{list(y.shape)}: it must keep shape and dtype."
       )
+
+
+def _begun(
+  state: types.TrainState,
+  begin: Callable[[types.TrainState], types.TrainState],
+) -> types.TrainState:
+  """What `begin` makes of a fresh state, placed as that was."""
+  new = begin(state)
+  _check_form(state, new, "begin")
+  return jax.tree.map(lambda x, y: jax.device_put(y, x.sharding), state, new)
+
+
+def _check_output(state: Any, new: Any, values: Any) -> None:
+  """While tracing: a step keeps the form of the state and tells the loss."""
+  _check_form(state, new, "the step")
   if "loss" not in values:
     raise ValueError(
       f"the metrics of the step are {sorted(values)}: they must have 'loss'."
@@ -342,6 +357,7 @@ def _start(
   key: jax.Array,
   init_from,
   init_patterns,
+  begin,
 ) -> tuple[types.TrainState, dict[str, Any]]:
   """Own newest checkpoint; else fresh, with parts of another run."""
   found = store.restore(layout.state)
@@ -356,6 +372,8 @@ def _start(
   state = _fresh(experiment, layout, key)
   if init_from is not None:
     state = _load_from(state, init_from, init_patterns)
+  if begin is not None:
+    state = _begun(state, begin)
   folder.write_params(workdir, state, layout.replicated)
   return state, {"step": 0, "seconds": 0.0}
 
@@ -402,6 +420,7 @@ def fit(
   keep: int = 2,
   init_from: str | os.PathLike | None = None,
   init_patterns: str | Sequence[str] = ".*",
+  begin: Callable[[types.TrainState], types.TrainState] | None = None,
   config: Mapping[str, Any] | None = None,
   may_differ: Sequence[str] = (),
   writers: Sequence[writers.Writer] | None = None,
@@ -426,6 +445,10 @@ def fit(
       run starts with. What only one side has is listed in the log.
     init_patterns: regular expressions; only paths (`params/...`,
       `model_state/...`) in which one is found are taken.
+    begin: makes the state that a fresh run starts with from what is there
+      (`experiment.init`, with parts of `init_from`); a run that resumes does
+      without. Outside of `jit`, so that a stage may go on from the state of the
+      stage before and from what it has seen; forms and placement stay.
     config: what `config.json` will hold; a folder whose run had another is
       refused, but for `folder.MAY_DIFFER`.
     may_differ: further keys of the config in which a run may go on otherwise.
@@ -456,7 +479,7 @@ def fit(
     jax.set_mesh(mesh),
     checkpoints.Checkpoints(workdir / "ckpt", keep=keep) as store,
   ):
-    init = (init_from, init_patterns)
+    init = (init_from, init_patterns, begin)
     state, meta = _start(experiment, workdir, layout, store, key, *init)
     if experiment.journal is not None:
       experiment.journal.check(meta["step"], meta.get("journal"))

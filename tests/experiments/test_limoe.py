@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from sklearn import linear_model
 
+from experiments.common import pictures
 from experiments.limoe import bench, experiment, pairs, questions, report
 from experiments.limoe.configs import pairs as configs
 from locojax.core import trees
@@ -353,10 +354,10 @@ def test_a_ridge_probe_is_that_of_scikit_learn():
 def test_resizing_puts_transparent_images_on_white():
   image = np.zeros((1, 4, 4, 4), np.uint8)
   image[0, :2, :, 3] = 255
-  found = pairs.resized(image, 2)
+  found = pictures.resized(image, 2)
   np.testing.assert_array_equal(found[0, 0], np.zeros((2, 3)))
   np.testing.assert_array_equal(found[0, 1], np.full((2, 3), 255))
-  assert pairs.resized(np.zeros((1, 4, 4, 1), np.uint8), 4).shape[-1] == 3
+  assert pictures.resized(np.zeros((1, 4, 4, 1), np.uint8), 4).shape[-1] == 3
 
 
 def test_the_peer_of_the_benchmark_is_the_layer():

@@ -418,6 +418,30 @@ def test_init_from_nowhere(tmp_path):
     _fit(toy.make(), tmp_path, init_from=tmp_path / "nowhere")
 
 
+def test_begin_makes_the_first_state_and_no_later_one(tmp_path, whole):
+  def begin(state):
+    seen.append(int(state.step))
+    return state.replace(params=jax.tree.map(np.ones_like, state.params))
+
+  seen = []
+  made = toy.make()
+  zero = dataclasses.replace(made, num_steps=0)
+  first = _fit(zero, tmp_path / "a", begin=begin)
+  assert all((np.asarray(x) == 1).all() for x in jax.tree.leaves(first.params))
+  one = toy.bits(_fit(made, tmp_path / "b", begin=begin))
+  assert toy.bits(_fit(made, tmp_path / "b", begin=begin)) == one
+  assert one != whole[0] and seen == [0, 0]
+
+
+def test_begin_keeps_the_form(tmp_path):
+  cut = lambda state: state.replace(params={})
+  with pytest.raises(ValueError, match="begin has 'params/.*input"):
+    _fit(toy.make(), tmp_path / "a", begin=cut)
+  wide = lambda s: s.replace(params=jax.tree.map(lambda x: x[None], s.params))
+  with pytest.raises(ValueError, match="begin turns 'params/"):
+    _fit(toy.make(), tmp_path / "b", begin=wide)
+
+
 def test_init_from_is_ignored_once_there_is_a_checkpoint(tmp_path, whole):
   bits, _, source = whole
   with pytest.raises(_Stop):

@@ -1,0 +1,1 @@
+"""LIMoE: contrastive training of one tower with experts, and its baselines."""
