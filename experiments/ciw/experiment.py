@@ -8,7 +8,6 @@ validation accuracy, and writes table and figure (`noise_report.py`).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -21,7 +20,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec
 
 from experiments.ciw import (
@@ -31,7 +29,7 @@ from experiments.ciw import (
   search,
   settings,
 )
-from experiments.common import stages, study
+from experiments.common import programs, stages, study
 from locojax.core import checks, files, types
 from locojax.data import image, pipeline
 from locojax.methods.ciw import diagnostics
@@ -426,26 +424,6 @@ def fit(config, folder: pathlib.Path) -> Mapping[str, Any]:
   )
 
 
-@contextlib.contextmanager
-def _programs_kept(folder: pathlib.Path):
-  """Compiles once what trials share, unless a cache is set already.
-
-  Initialisation and evaluation are the same for most trials, and compiling
-  them takes longer than training a small network.
-  """
-  if jax.config.jax_compilation_cache_dir:
-    yield
-    return
-  name = "jax_compilation_cache_dir"
-  jax.config.update(name, str(folder / "compiled"))
-  compilation_cache.reset_cache()
-  try:
-    yield
-  finally:
-    jax.config.update(name, None)
-    compilation_cache.reset_cache()
-
-
 def _write_noise(config, workdir: pathlib.Path) -> None:
   """`noise.json`: realised rates and transition matrices of all seeds."""
   if not distributed.is_main():
@@ -474,7 +452,7 @@ def run(config, workdir: str) -> dict[str, Any]:
     config, workdir, num_cells=len(every), may_differ=_NOT_IN_A_RUN
   ) as made:
     _write_noise(config, made.workdir)
-    with _programs_kept(made.workdir):
+    with programs.kept(made.workdir):
       for trial, one in every.items():
         where = trial.folder(made.workdir)
         made.cell(trial.name, where, functools.partial(fit, one, where))
