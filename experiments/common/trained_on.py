@@ -32,7 +32,11 @@ def _own(path: str) -> pathlib.Path:
 
 
 def _of_set(name: str, data: Mapping[str, Any]) -> str | None:
-  """Digest of a set by its name; None if it is not read from files."""
+  """Digest of a set by its name; None if it is not read from files.
+
+  What follows a slash names some of its classes.
+  """
+  name = name.partition("/")[0]
   data_dir = data.get("data_dir") or None
   if name in _TFDS:
     return digests.of_files(tfds_dirs.find(_TFDS[name], data_dir=data_dir))
@@ -51,11 +55,12 @@ def _of_set(name: str, data: Mapping[str, Any]) -> str | None:
 def _entries(
   data: Mapping[str, Any], noises: Sequence[Any]
 ) -> Iterator[tuple[str, Callable[[], str | None]]]:
-  for name in data.get("names") or [data.get("name")]:
+  names = data.get("names") or [data.get("name")]
+  for name in (*names, *data.get("backbone", ())):
     yield str(name), functools.partial(_of_set, name, data)
-  if data.get("tokenizer"):
-    path = _own(data["tokenizer"])
-    yield "tokenizer", functools.partial(digests.of_files, path)
+  for file in ("tokenizer", "checkpoint"):
+    if data.get(file):
+      yield file, functools.partial(digests.of_files, _own(data[file]))
   if any(str(n).startswith(noisy_labels.HUMAN) for n in noises):
     data_dir = data.get("data_dir") or None
     yield (
@@ -71,7 +76,7 @@ def of_data(
 
   Args:
     data: with `name` or `names`, and if need be `data_dir`, `path`,
-      `tokenizer`.
+      `tokenizer`, `checkpoint`, and `backbone`, more names.
     noises: kinds of label noise; human labels are files of their own.
 
   Returns:
