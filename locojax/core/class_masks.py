@@ -131,7 +131,7 @@ def masked_cross_entropy(
 
   A label outside the classes would be an infinite loss. Where values are known
   (outside `jit`) it is an error; in traced code its loss is 0 and the second
-  result says so, to be left out of the mean and counted.
+  result says so, to be counted.
 
   Args:
     logits: `[..., C]`; computed in float32 or wider.
@@ -158,12 +158,14 @@ def masked_cross_entropy(
   inside = labels_inside(labels, classes, num_classes)
   live = True if mask is None else jnp.asarray(mask) != 0
   _refuse_outside(labels, inside, live)
+  counts = inside & live
   if classes is not None:
     logits = mask_logits(logits, classes)
+  # Rows that do not count may have no class at all; their gradient is 0.
+  logits = jnp.where(counts[..., None], logits, 0)
   safe = jnp.where(inside, checks.index_array("labels", labels), 0)
   log_p = jax.nn.log_softmax(logits, axis=-1)
   found = jnp.take_along_axis(log_p, safe[..., None], axis=-1)[..., 0]
-  counts = inside & live
   return jnp.where(counts, -found, jnp.zeros_like(found)), counts
 
 
