@@ -14,12 +14,13 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-METHODS = ("ciw", "dp_ftrl", "limoe", "locoprop", "smelu")
+METHODS = ("ciw", "dp_ftrl", "l2p", "limoe", "locoprop", "smelu")
 __all__ = [
   "METHODS",
   "__version__",
   "ciw",
   "dp_ftrl",
+  "l2p",
   "limoe",
   "locoprop",
   "smelu",
