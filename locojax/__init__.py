@@ -15,10 +15,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 METHODS = ("ciw", "dp_ftrl", "l2p", "limoe", "locoprop", "smelu")
+# Libraries beside the ten systems, which several of them are compared by.
+TOOLS = ("continual",)
 __all__ = [
   "METHODS",
+  "TOOLS",
   "__version__",
   "ciw",
+  "continual",
   "dp_ftrl",
   "l2p",
   "limoe",
@@ -29,13 +33,13 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
   """The package of a method, `locojax.methods.<name>`."""
-  if name in METHODS:
+  if name in METHODS + TOOLS:
     return importlib.import_module(f"locojax.methods.{name}")
   raise AttributeError(
     f"module 'locojax' has no attribute {name!r}: its methods are "
-    f"{', '.join(METHODS)}."
+    f"{', '.join(METHODS)}, and beside them there is {', '.join(TOOLS)}."
   )
 
 
 def __dir__() -> list[str]:
-  return sorted({*globals(), *METHODS})
+  return sorted({*globals(), *METHODS, *TOOLS})

@@ -14,21 +14,22 @@ import pytest
 import locojax
 
 ROOT = pathlib.Path(__file__).parents[1]
+PACKAGES = (*locojax.METHODS, *locojax.TOOLS)
 
 
 def test_every_folder_of_methods_is_public():
   folders = (ROOT / "locojax" / "methods").glob("*/__init__.py")
-  assert sorted(p.parent.name for p in folders) == sorted(locojax.METHODS)
+  assert sorted(p.parent.name for p in folders) == sorted(PACKAGES)
 
 
-@pytest.mark.parametrize("name", locojax.METHODS)
+@pytest.mark.parametrize("name", PACKAGES)
 def test_a_method_has_two_paths(name):
   method = importlib.import_module(f"locojax.methods.{name}")
   assert getattr(locojax, name) is method
   assert name in dir(locojax) and name in locojax.__all__
 
 
-@pytest.mark.parametrize("name", locojax.METHODS)
+@pytest.mark.parametrize("name", PACKAGES)
 def test_names_of_a_method_exist_and_say_what_they_are(name):
   method = getattr(locojax, name)
   assert list(method.__all__) == sorted(set(method.__all__))
