@@ -1,0 +1,566 @@
+"""What is compared: how each method learns a stream, task after task.
+
+A learner says what is trained, by which loss, and what happens between tasks.
+The loop, the optimiser and the data are the same for all.
+
+  l2p              the pool of prompts, chosen by eq. (3), mask of the classes
+  l2p_penalty      the same by eq. (4), which knows where tasks end
+  l2p_forced       the released stand-in for it: each task its own prompts
+  l2p_replay       L2P-R: with examples kept of the past
+  single_prompt    one prompt for all, no pool
+  dualprompt, coda_prompt
+  ft_seq, ft_seq_masked                 the whole network, one task after the
+                   other; with the mask of the task's classes
+  ft_seq_frozen, ft_seq_frozen_masked   only the linear head
+  ewc, lwf, er, derpp, gdumb, bic, co2l the whole network
+  nearest_mean     the nearest class mean of the frozen features
+  linear_probe     logistic regression on the frozen features of all tasks
+  joint            the whole network on all tasks at once: an upper bound
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.l2p import networks
+from locojax.core import types
+from locojax.methods import continual, l2p
+from locojax.nn import vit
+
+Arrays = Mapping[str, np.ndarray]
+_NCM = "nearest_mean"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What a learner is told.
+
+  Attributes:
+    config: of the experiment.
+    net: the backbone.
+    class_ids: classes of each task.
+    num_classes: C.
+    boundaries: whether tasks have an end that the learner is told of.
+  """
+
+  config: Any
+  net: vit.ViT
+  class_ids: tuple[tuple[int, ...], ...]
+  num_classes: int
+  boundaries: bool
+
+  @property
+  def num_tasks(self) -> int:
+    """How many tasks the stream has."""
+    return len(self.class_ids)
+
+
+class Learner:
+  """Sequential fine-tuning; others change what differs.
+
+  Attributes:
+    trains: `all` of the network, the `head`, or `prompts` and head; `nothing`
+      takes no steps.
+    masked: whether the softmax of training sees the task's classes alone.
+    replays: whether examples are kept.
+    rehearses: names of a batch that are kept with them.
+    scratch: whether each task starts from the backbone again.
+    whole: whether it sees all tasks at once, at the end.
+    needs_boundaries: whether it must be told where tasks end.
+  """
+
+  trains = "all"
+  masked = False
+  replays = False
+  scratch = False
+  whole = False
+  needs_boundaries = False
+
+  def __init__(self, setup: Setup):
+    self.setup = setup
+    self.config = setup.config
+    self.model = self.make_model()
+
+  def make_model(self) -> l2p.PromptedViT:
+    """The network."""
+    return networks.plain(self.setup.net, self.setup.num_classes)
+
+  @property
+  def trainable(self) -> tuple[str, ...]:
+    """Paths of what is trained."""
+    if self.trains == "all":
+      return ("backbone", "head")
+    return self.model.trainable if self.trains == "prompts" else ("head",)
+
+  # What differs between methods.
+
+  def loss(self) -> types.LossFn:
+    """The loss of a batch whose images are in [0, 255]."""
+    return self._replayed(continual.cross_entropy(self.apply))
+
+  def extras(self, params: types.PyTree, key: jax.Array) -> dict[str, Any]:
+    """What the model state has at first, besides frozen weights."""
+    del params
+    return self._buffer(key) if self.replays else {}
+
+  def begin(self, state: types.TrainState, task: int, data: Arrays):
+    """The state at the start of a task."""
+    del task, data
+    return state
+
+  def finish(self, state: types.TrainState, task: int, data: Arrays):
+    """The state after a task; not told where there are no boundaries."""
+    del task, data
+    return state
+
+  def logits(self, state: types.TrainState, batch: types.Batch) -> jax.Array:
+    """Logits `[n, C]` at test, each example by itself."""
+    return self.outputs(state, batch)["logits"]
+
+  # What they share.
+
+  def apply(self, params, model_state, batch, key):
+    """The `ApplyFn` of the baselines."""
+    del key
+    images = networks.prepared(batch["image"])
+    params = l2p.merged(params, model_state)
+    return self.model.apply({"params": params}, images)["logits"], model_state
+
+  def outputs(self, state, batch, **options) -> dict[str, Any]:
+    """What the network says at test."""
+    return self.model.apply(
+      {"params": l2p.merged(state.params, state.model_state)},
+      networks.prepared(batch["image"]),
+      query=batch.get("query") if self.model.pool is not None else None,
+      mask=batch.get("mask"),
+      **options,
+    )
+
+  def _classes(self, task: int) -> jax.Array:
+    ids = self.setup.class_ids[task]
+    return continual.class_mask(np.asarray(ids), self.setup.num_classes)
+
+  def _replayed(self, loss: types.LossFn) -> types.LossFn:
+    return continual.er(loss) if self.replays else loss
+
+  def _example(self) -> dict[str, np.ndarray]:
+    """One example as the buffer keeps it."""
+    data = self.config.data
+    shape = (data.image_size, data.image_size, data.channels)
+    example = {"image": np.zeros(shape, np.uint8), "label": np.int32(0)}
+    if self.model.pool is not None and self.config.cache_queries:
+      example["query"] = np.zeros(self.setup.net.width, np.float32)
+    return example
+
+  def _buffer(self, key: jax.Array) -> dict[str, Any]:
+    size = self.config.buffer_per_class * self.setup.num_classes
+    empty = continual.reservoir(self._example(), capacity=size)
+    return continual.with_replay({}, empty, key)
+
+
+class Masked(Learner):
+  """Fine-tuning of the network with the mask of the task's classes."""
+
+  masked = True
+
+
+class Head(Learner):
+  """Only the head is trained."""
+
+  trains = "head"
+
+
+class MaskedHead(Head):
+  """Only the head, with the mask."""
+
+  masked = True
+
+
+class Prompts(Learner):
+  """L2P, by eq. (3)."""
+
+  trains, masked = "prompts", True
+  pool: dict[str, Any] = {}
+
+  def make_model(self):
+    return networks.prompted(
+      self.config, self.setup.net, self.setup.num_classes, **self.pool
+    )
+
+  def options(self) -> dict[str, Any]:
+    """Of the loss."""
+    return {}
+
+  def loss(self):
+    inner = l2p.make_loss_fn(self.model, **self.options())
+
+    @functools.wraps(inner)
+    def loss(params, model_state, batch, key):
+      batch = {**batch, "image": networks.prepared(batch["image"])}
+      return inner(params, model_state, batch, key)
+
+    return self._replayed(loss)
+
+  def extras(self, params, key):
+    task = 0 if self.setup.boundaries else None
+    state = l2p.init_pool_state(self.model, task_id=task)
+    return {**super().extras(params, key), **state}
+
+  def begin(self, state, task, data):
+    kmeans = self.config.pool.key_init == "kmeans"
+    if (
+      task == 0 and kmeans and isinstance(self.model.pool, l2p.PromptPoolConfig)
+    ):
+      state = self._clustered(state, data)
+    if task and self.setup.boundaries:
+      model_state = l2p.start_task(state.model_state, task)
+      state = state.replace(model_state=model_state)
+    return state
+
+  def _clustered(self, state, data):
+    """Keys where the first queries are."""
+    keys = l2p.kmeans_keys(
+      data["query"][: 8 * self.config.batch_size],
+      self.model.pool.pool_size,
+      jax.random.fold_in(state.key, 1),
+    )
+    inner = {**state.params["prompt_pool"], "key": keys}
+    return state.replace(params={**state.params, "prompt_pool": inner})
+
+
+class PenaltyPrompts(Prompts):
+  """L2P, by eq. (4)."""
+
+  pool = {"frequency_penalty": "paper"}
+  needs_boundaries = True
+
+
+class ForcedPrompts(Prompts):
+  """L2P, each task its own prompts in training."""
+
+  pool = {"selection": "forced"}
+  needs_boundaries = True
+
+
+class ReplayPrompts(Prompts):
+  """L2P-R."""
+
+  replays = True
+
+
+class SinglePrompt(Prompts):
+  """One prompt, no pool."""
+
+  def make_model(self):
+    setup = self.setup
+    return networks.single(self.config, setup.net, setup.num_classes)
+
+
+class DualPrompt(Prompts):
+  """DualPrompt."""
+
+  needs_boundaries = True
+
+  def make_model(self):
+    setup = self.setup
+    return networks.dual(
+      self.config, setup.net, setup.num_classes, setup.num_tasks
+    )
+
+
+class CodaPrompt(Prompts):
+  """CODA-Prompt."""
+
+  needs_boundaries = True
+
+  def make_model(self):
+    setup = self.setup
+    return networks.coda(
+      self.config, setup.net, setup.num_classes, setup.num_tasks
+    )
+
+  def options(self):
+    return {"components_per_task": networks.CODA_PER_TASK}
+
+  def begin(self, state, task, data):
+    state = super().begin(state, task, data)
+    num = networks.CODA_PER_TASK
+    key = jax.random.fold_in(state.key, 2)
+    new = (num * task, num * (task + 1))
+    params = l2p.start_components(state.params, new, key)
+    return state.replace(params=params)
+
+  def outputs(self, state, batch, **options):
+    """Components of tasks to come have no weight yet."""
+    task = state.model_state["l2p"]["task"]
+    new = (0, networks.CODA_PER_TASK * (task + 1))
+    return super().outputs(state, batch, components=new, **options)
+
+
+class Ewc(Learner):
+  """Elastic weight consolidation, with the mask of the task's classes."""
+
+  masked = True
+
+  def loss(self):
+    inner = continual.cross_entropy(self.apply)
+    return continual.ewc(inner, weight=self.config.ewc_weight)
+
+  def extras(self, params, key):
+    return continual.with_ewc({}, params)
+
+  @functools.cached_property
+  def fisher(self) -> Callable:
+    """`(params, batch, key) -> Fisher`, jitted."""
+
+    def found(params, batch, key):
+      return continual.diagonal_fisher(self.apply, params, {}, batch, key)
+
+    return jax.jit(found)
+
+  def finish(self, state, task, data):
+    rows = _spread(len(data["label"]), self.config.ewc_examples)
+    batch = {n: data[n][rows] for n in ("image", "label")}
+    classes = np.asarray(self._classes(task))
+    batch["class_mask"] = np.broadcast_to(classes, (len(rows), len(classes)))
+    key = jax.random.fold_in(state.key, 3)
+    fisher = self.fisher(state.params, batch, key).value()
+    new = continual.ewc_summed(state.model_state["ewc"], state.params, fisher)
+    return state.replace(model_state={**state.model_state, "ewc": new})
+
+
+class Lwf(Learner):
+  """Learning without forgetting, with the mask of the new classes."""
+
+  masked, needs_boundaries = True, True
+
+  def loss(self):
+    return continual.lwf(
+      self.apply,
+      weight=self.config.lwf_weight,
+      temperature=self.config.lwf_temperature,
+    )
+
+  def extras(self, params, key):
+    return continual.with_teacher(
+      {}, params, num_classes=self.setup.num_classes
+    )
+
+  def finish(self, state, task, data):
+    new = continual.remember(
+      state.model_state, state.params, self._classes(task)
+    )
+    return state.replace(model_state=new)
+
+
+class Replay(Learner):
+  """Experience replay."""
+
+  replays = True
+
+
+class DarkReplay(Learner):
+  """DER++."""
+
+  replays = True
+
+  def loss(self):
+    return continual.derpp(
+      self.apply,
+      alpha=self.config.derpp_alpha,
+      beta=self.config.derpp_beta,
+    )
+
+  def _example(self):
+    return {
+      **super()._example(),
+      "logits": np.zeros(self.setup.num_classes, np.float32),
+    }
+
+
+class GreedyReplay(Learner):
+  """GDumb: from the backbone on a balanced buffer, after every task."""
+
+  scratch = True
+
+  def kept(self, tasks: list[Arrays], key: jax.Array) -> Arrays:
+    """What the buffer holds after these tasks."""
+    size = self.config.buffer_per_class * self.setup.num_classes
+    buffer = continual.balanced(
+      self._example(), capacity=size, num_classes=self.setup.num_classes
+    )
+    insert = jax.jit(continual.insert)
+    for data in tasks:
+      rows = {n: data[n] for n in ("image", "label")}
+      buffer = insert(buffer, rows, key=key, labels=data["label"])
+    return continual.gdumb(buffer)
+
+
+class BiasCorrection(Learner):
+  """BiC: distillation, replay, and two numbers for the new classes."""
+
+  replays, needs_boundaries = True, True
+
+  def loss(self):
+    inner = continual.bic(self.apply, temperature=self.config.lwf_temperature)
+    return self._replayed(inner)
+
+  def extras(self, params, key):
+    state = continual.with_bic({}, params, num_classes=self.setup.num_classes)
+    return {**state, **self._buffer(key)}
+
+  def begin(self, state, task, data):
+    new = continual.bic_begin(state.model_state, self._classes(task))
+    return state.replace(model_state=new)
+
+  def finish(self, state, task, data):
+    """Fits on what `data` keeps for validation, of all tasks so far."""
+    correction = continual.Correction.identity(self.setup.num_classes)
+    if task:
+      seen = continual.classes_seen(
+        self.setup.class_ids, task, self.setup.num_classes
+      )
+      valid = data["valid"]
+      logits = self._plain_logits(state, valid)
+      correction = continual.bic_fit(
+        logits, valid["label"], self._classes(task), seen=seen
+      )
+    new = continual.bic_end(state.model_state, state.params, correction)
+    return state.replace(model_state=new)
+
+  def _plain_logits(self, state, batch):
+    images = networks.prepared(jnp.asarray(batch["image"]))
+    return self.model.apply({"params": state.params}, images)["logits"]
+
+  def logits(self, state, batch):
+    found = super().logits(state, batch)
+    return state.model_state["bic"]["past"].apply(found)
+
+
+class Contrast(Learner):
+  """Co2L: contrast and distillation of relations, then a head."""
+
+  replays, needs_boundaries = True, True
+
+  def embed(self, params, model_state, batch, key):
+    """[cls], whatever the head is."""
+    del key
+    images = networks.prepared(batch["image"])
+    params = l2p.merged(params, model_state)
+    out = self.model.apply({"params": params}, images)
+    return out["pre_logits"], model_state
+
+  def loss(self):
+    return self._replayed(continual.co2l(self.embed))
+
+  def extras(self, params, key):
+    state = continual.with_teacher(
+      {}, params, num_classes=self.setup.num_classes
+    )
+    return {**state, **self._buffer(key)}
+
+  def finish(self, state, task, data):
+    """The head, on the buffer and the task; each class weighs the same."""
+    kept = continual.contents(state.model_state["replay"]["buffer"])
+    old = ~np.isin(kept["label"], self.setup.class_ids[task])
+    images = np.concatenate([data["image"], kept["image"][old]])
+    labels = np.concatenate([data["label"], kept["label"][old]])
+    embedded = self._embedded(state, images)
+    weights = 1.0 / np.bincount(labels)[labels]
+    head = continual.linear_probe(
+      embedded,
+      labels,
+      num_classes=self.setup.num_classes,
+      classes=np.unique(labels),
+      mask=(weights / weights.mean()).astype(np.float32),
+    )
+    new = continual.remember(
+      state.model_state, state.params, self._classes(task)
+    )
+    return state.replace(params={**state.params, "head": head}, model_state=new)
+
+  def _embedded(self, state, images) -> np.ndarray:
+    @jax.jit
+    def found(params, images):
+      out = self.model.apply({"params": params}, networks.prepared(images))
+      return out["pre_logits"]
+
+    size = 512
+    parts = [images[i : i + size] for i in range(0, len(images), size)]
+    return np.concatenate([np.asarray(found(state.params, p)) for p in parts])
+
+
+class NearestMean(Learner):
+  """The nearest class mean of the frozen features."""
+
+  trains = "nothing"
+
+  def extras(self, params, key):
+    empty = continual.ncm(self.setup.num_classes, self.setup.net.width)
+    return {_NCM: empty}
+
+  def finish(self, state, task, data):
+    means = state.model_state[_NCM].updated(data["query"], data["label"])
+    return state.replace(model_state={**state.model_state, _NCM: means})
+
+  def logits(self, state, batch):
+    return state.model_state[_NCM].logits(batch["query"])
+
+
+class Probe(Learner):
+  """Logistic regression on the frozen features of all tasks."""
+
+  trains, whole = "nothing", True
+
+  def finish(self, state, task, data):
+    head = continual.linear_probe(
+      data["query"], data["label"], num_classes=self.setup.num_classes
+    )
+    return state.replace(params={**state.params, "head": head})
+
+  def logits(self, state, batch):
+    head = state.params["head"]
+    return batch["query"] @ head["kernel"] + head["bias"]
+
+
+class Joint(Learner):
+  """The whole network on all tasks at once."""
+
+  whole = True
+
+
+LEARNERS: dict[str, type[Learner]] = {
+  "l2p": Prompts,
+  "l2p_penalty": PenaltyPrompts,
+  "l2p_forced": ForcedPrompts,
+  "l2p_replay": ReplayPrompts,
+  "single_prompt": SinglePrompt,
+  "dualprompt": DualPrompt,
+  "coda_prompt": CodaPrompt,
+  "ft_seq": Learner,
+  "ft_seq_masked": Masked,
+  "ft_seq_frozen": Head,
+  "ft_seq_frozen_masked": MaskedHead,
+  "ewc": Ewc,
+  "lwf": Lwf,
+  "er": Replay,
+  "derpp": DarkReplay,
+  "gdumb": GreedyReplay,
+  "bic": BiasCorrection,
+  "co2l": Contrast,
+  "nearest_mean": NearestMean,
+  "linear_probe": Probe,
+  "joint": Joint,
+}
+
+
+def _spread(total: int, num: int) -> np.ndarray:
+  """`num` rows of `total`, evenly spread."""
+  return np.unique(np.linspace(0, total - 1, min(num, total)).astype(int))
