@@ -18,6 +18,7 @@ import pathlib
 import re
 import struct
 import zlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,22 @@ class ImageFolderSource:
   def __getitem__(self, index: int) -> dict[str, Any]:
     found = read_image(self.files[index], mode=self._mode, size=self._size)
     return {"image": found, "label": np.int32(self.labels[index])}
+
+  def subset(self, indices: Iterable[int]) -> ImageFolderSource:
+    """The images at these places; none is read."""
+    rows = [int(i) for i in indices]
+    files, labels = ([x[i] for i in rows] for x in (self.files, self.labels))
+    return ImageFolderSource(
+      files, labels, self.classes, self._mode, self._size
+    )
+
+  def with_labels(
+    self, labels: Iterable[int], classes: Sequence[str]
+  ) -> ImageFolderSource:
+    """The same images with other labels, which `classes` names."""
+    return ImageFolderSource(
+      self.files, list(labels), list(classes), self._mode, self._size
+    )
 
 
 def is_image(path: pathlib.Path) -> bool:
