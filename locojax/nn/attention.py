@@ -1,6 +1,7 @@
 """Multi-head attention with masks, rotary positions and a key-value cache.
 
-Letters: B batch, T queries, S keys, H heads, D size of a head, E model size.
+Letters: B batch, T queries, S keys, N keys of a prefix, H heads, D size of a
+head, E model size.
 A mask is True where a query may look at a key.
 """
 
@@ -112,6 +113,54 @@ def attend(
   return jnp.einsum("bhts,bshd->bthd", weights.astype(value.dtype), value)
 
 
+def with_prefix(
+  prefix: tuple[jax.Array, jax.Array],
+  key: jax.Array,
+  value: jax.Array,
+  mask: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Keys and values of a prefix in front, which every query sees.
+
+  Prefix tuning (Li and Liang 2021, arXiv 2101.00190), after the projections.
+
+  Args:
+    prefix: keys and values, both `[B, N, H, D]` or `[1, N, H, D]`; N may be 0.
+    key, value: `[B, S, H, D]`.
+    mask: bool, broadcast to `[B, H, T, S]`.
+
+  Returns:
+    `(key, value, mask)` with N + S keys, in the dtypes of `key` and `value`.
+
+  Raises:
+    ValueError: no pair, or sizes that do not fit.
+  """
+  if not isinstance(prefix, tuple | list) or len(prefix) != 2:
+    raise ValueError(
+      f"prefix is a {type(prefix).__name__}: it must be a pair, keys and "
+      "values."
+    )
+  checks.same_shape(
+    "keys of the prefix", prefix[0].shape, "values", prefix[1].shape
+  )
+  shape = prefix[0].shape
+  batch, num_keys, *rest = key.shape
+  if len(shape) != 4 or shape[0] not in (1, batch) or [*shape[2:]] != rest:
+    raise ValueError(
+      f"prefix has shape {tuple(shape)}: it must be ({batch} or 1, N, "
+      f"{rest[0]}, {rest[1]}), B or 1, N, heads, size of a head."
+    )
+  if mask is not None:
+    mask = jnp.broadcast_to(mask, (*mask.shape[:-1], num_keys))
+    before = [(0, 0)] * (mask.ndim - 1) + [(shape[1], 0)]
+    mask = jnp.pad(mask, before, constant_values=True)
+  wide = [jnp.broadcast_to(p, (batch, *shape[1:])) for p in prefix]
+  key, value = (
+    jnp.concatenate([p.astype(x.dtype), x], axis=1)
+    for p, x in zip(wide, (key, value))
+  )
+  return key, value, mask
+
+
 class MultiHeadAttention(nn.Module):
   """Attention with dense layers `query`, `key`, `value` and `out`.
 
@@ -156,6 +205,7 @@ class MultiHeadAttention(nn.Module):
     valid: jax.Array | None = None,
     mask: jax.Array | None = None,
     positions: jax.Array | None = None,
+    prefix: tuple[jax.Array, jax.Array] | None = None,
   ) -> jax.Array:
     """`[B, T, E]` to `[B, T, E]`.
 
@@ -166,10 +216,13 @@ class MultiHeadAttention(nn.Module):
       mask: bool, broadcast to `[B, H, T, S]`; besides `causal` and `valid`.
       positions: `[B, T]` or `[1, T]`, places of the tokens for `use_rotary`
         and the cache; None counts from 0.
+      prefix: keys and values, `[B, N, H, D]` or `[1, N, H, D]` each, that stand
+        in front of those of the tokens and are seen by every query; no
+        position turns them, and no cache keeps them.
 
     Raises:
       ValueError: sizes that do not divide; a cache without `max_len`, or for
-        cross-attention.
+        cross-attention; a prefix that does not fit.
     """
     size = x.shape[-1]
     checks.divisible("size of the input", size, "num_heads", self.num_heads)
@@ -190,6 +243,8 @@ class MultiHeadAttention(nn.Module):
       causal = causal_mask(x.shape[1]) if self.causal else None
       keys = None if valid is None else padding_mask(valid)
       mask = combine_masks(mask, causal, keys)
+    if prefix is not None:
+      key, value, mask = with_prefix(prefix, key, value, mask)
     core = jax.checkpoint(attend) if self.remat else attend
     out = core(query, key, value, mask)
     return self._dense(size, "out")(out.reshape(*out.shape[:2], -1))

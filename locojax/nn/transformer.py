@@ -65,6 +65,7 @@ class Block(nn.Module):
     remat: 'attention' computes the attention weights again in the backward
       pass; the rest is the stack's.
     use_bias: whether dense layers and norms have one.
+    norm_eps: what the norms add to the variance.
     dtype: dtype of the computation; None follows the input.
   """
 
@@ -77,10 +78,13 @@ class Block(nn.Module):
   max_len: int | None = None
   remat: str = "none"
   use_bias: bool = True
+  norm_eps: float = 1e-6
   dtype: Any = None
 
   def _norm(self, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(dtype=self.dtype, use_bias=self.use_bias, name=name)
+    return nn.LayerNorm(
+      self.norm_eps, dtype=self.dtype, use_bias=self.use_bias, name=name
+    )
 
   @nn.compact
   def __call__(
@@ -90,6 +94,7 @@ class Block(nn.Module):
     valid: jax.Array | None = None,
     mask: jax.Array | None = None,
     positions: jax.Array | None = None,
+    prefix: tuple[jax.Array, jax.Array] | None = None,
   ) -> jax.Array:
     """`[B, T, E]` to `[B, T, E]`; arguments as for the attention."""
     attend = attention.MultiHeadAttention(
@@ -115,8 +120,48 @@ class Block(nn.Module):
       valid=valid,
       mask=mask,
       positions=positions,
+      prefix=prefix,
     )
     return x + feed_forward(self._norm("feed_forward_norm")(x))
+
+
+def prepend(
+  x: jax.Array, valid: jax.Array | None, extra: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+  """Extra tokens in front, which are no padding.
+
+  Args:
+    x: `[B, T, E]`.
+    valid: `[B, T]`, true at real tokens, or None.
+    extra: `[B, N, E]` or `[1, N, E]`; None or N = 0 changes nothing.
+
+  Returns:
+    `(x, valid)` of N + T tokens, in the dtype of `x`.
+
+  Raises:
+    ValueError: sizes that do not fit.
+  """
+  if extra is None:
+    return x, valid
+  batch, _, size = x.shape
+  if extra.ndim != 3 or extra.shape[0] not in (1, batch):
+    raise ValueError(
+      f"extra tokens have shape {extra.shape}: it must be ({batch} or 1, N, "
+      f"{size})."
+    )
+  if extra.shape[2] != size:
+    raise ValueError(
+      f"extra tokens have size {extra.shape[2]}: it must be {size}, that of "
+      "the model."
+    )
+  shape = (batch, *extra.shape[1:])
+  x = jnp.concatenate(
+    [jnp.broadcast_to(extra, shape).astype(x.dtype), x], axis=1
+  )
+  if valid is not None:
+    real = jnp.ones(shape[:2], valid.dtype)
+    valid = jnp.concatenate([real, valid], axis=1)
+  return x, valid
 
 
 class Stack(nn.Module):
@@ -129,7 +174,7 @@ class Stack(nn.Module):
   Attributes:
     num_layers: number of blocks.
     num_heads, hidden_size, activation, causal, use_rotary, decode, max_len,
-      use_bias, dtype: of the blocks.
+      use_bias, norm_eps, dtype: of the blocks.
     scan: one block run `num_layers` times by `nn.scan`.
     remat: what the backward pass computes again instead of keeping it: 'none',
       'attention' (the weights alone), 'block' (all of a block).
@@ -146,6 +191,7 @@ class Stack(nn.Module):
   scan: bool = False
   remat: str = "none"
   use_bias: bool = True
+  norm_eps: float = 1e-6
   dtype: Any = None
 
   def _block(self, name: str) -> Block:
@@ -159,9 +205,25 @@ class Stack(nn.Module):
       max_len=self.max_len,
       remat=self.remat,
       use_bias=self.use_bias,
+      norm_eps=self.norm_eps,
       dtype=self.dtype,
       name=name,
     )
+
+  def _check_hooks(self, extra_tokens, extra_key_values) -> None:
+    hooks = {
+      "extra_tokens": extra_tokens,
+      "extra_key_values": extra_key_values,
+    }
+    for name, hook in hooks.items():
+      for i in hook:
+        checks.int_in_range(f"layer of {name}", i, 0, self.num_layers - 1)
+      if self.scan and set(hook) - ({0} if name == "extra_tokens" else set()):
+        raise ValueError(
+          f"{name} at the layers {sorted(hook)} are not allowed with "
+          "scan=True, whose layers are one: only extra_tokens at layer 0 are "
+          "(see unstack_blocks)."
+        )
 
   @nn.compact
   def __call__(
@@ -171,29 +233,55 @@ class Stack(nn.Module):
     valid: jax.Array | None = None,
     mask: jax.Array | None = None,
     positions: jax.Array | None = None,
+    extra_tokens: Mapping[int, jax.Array] | None = None,
+    extra_key_values: Mapping[int, tuple[jax.Array, jax.Array]] | None = None,
   ) -> jax.Array:
-    """`[B, T, E]` to `[B, T, E]`; arguments as for the attention."""
+    """`[B, T, E]` to `[B, T', E]`, T' larger than T by the extra tokens alone.
+
+    Args:
+      x, valid, mask, positions: as for the attention.
+      extra_tokens: by the number of a block, `[B, N, E]` or `[1, N, E]` tokens
+        that are put in front of its input and stay; the last ones come first.
+      extra_key_values: by the number of a block, the `prefix` of its attention.
+
+    Raises:
+      ValueError: bad settings; a number that is no block's; sizes that do not
+        fit; more than `extra_tokens` at block 0 with `scan`; extra tokens with
+        `mask`, `positions` or `decode`.
+    """
     checks.one_of("remat", self.remat, REMATS)
     checks.positive_int("num_layers", self.num_layers)
+    checks.positive("norm_eps", self.norm_eps)
+    tokens, prefixes = dict(extra_tokens or {}), dict(extra_key_values or {})
+    self._check_hooks(tokens, prefixes)
+    limits = mask is not None or positions is not None or self.decode
+    if tokens and limits:
+      raise ValueError(
+        "extra_tokens are not allowed with mask, positions or decode=True."
+      )
 
-    def run(block, x):
-      return block(x, valid=valid, mask=mask, positions=positions)
+    def run(block, x, valid, prefix):
+      return block(
+        x, valid=valid, mask=mask, positions=positions, prefix=prefix
+      )
 
     if self.remat == "block":
       run = nn.remat(run, prevent_cse=not self.scan)
     if self.scan:
+      x, valid = prepend(x, valid, tokens.get(0))
       x, _ = nn.scan(
-        lambda block, x, _: (run(block, x), None),
+        lambda block, x, _: (run(block, x, valid, None), None),
         variable_axes={"params": 0, "cache": 0},
         split_rngs={"params": True},
         length=self.num_layers,
       )(self._block("blocks"), x, None)
     else:
       for i in range(self.num_layers):
-        x = run(self._block(f"block_{i}"), x)
-    return nn.LayerNorm(dtype=self.dtype, use_bias=self.use_bias, name="norm")(
-      x
-    )
+        x, valid = prepend(x, valid, tokens.get(i))
+        x = run(self._block(f"block_{i}"), x, valid, prefixes.get(i))
+    return nn.LayerNorm(
+      self.norm_eps, dtype=self.dtype, use_bias=self.use_bias, name="norm"
+    )(x)
 
 
 def _numbers(params: Mapping[str, Any]) -> list[str]:
