@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from locojax.methods.l2p import selection
+from locojax.train import sharding
 
 KEYS = np.array([[1.0, 0], [0, 1], [1, 1]])
 QUERY = np.array([[2.0, 1]])
@@ -227,7 +228,7 @@ def test_masked_examples_do_not_count_in_the_loss():
 def test_votes_and_counts_inside_shard_map():
   query, keys = MANY
   query = np.concatenate([query, query[:2]])
-  mesh = jax.make_mesh((4,), ("data",))
+  mesh = sharding.make_mesh({"data": 4}, jax.devices()[:4])
   ids = lambda q, **kw: (
     selection.select_prompts(q, keys, 3, mode="batch", **kw).ids
   )
