@@ -36,6 +36,8 @@ from locojax.nn import vit
 
 Arrays = Mapping[str, np.ndarray]
 _NCM = "nearest_mean"
+# Of the Fisher information, where there are no boundaries (EWC++).
+_ONLINE_DECAY = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +121,10 @@ class Learner:
     """The state after a task; not told where there are no boundaries."""
     del task, data
     return state
+
+  def wrap(self, step: types.StepFn) -> types.StepFn:
+    """The step with what is done after it."""
+    return step
 
   def logits(self, state: types.TrainState, batch: types.Batch) -> jax.Array:
     """Logits `[n, C]` at test, each example by itself."""
@@ -324,6 +330,38 @@ class Ewc(Learner):
       return continual.diagonal_fisher(self.apply, params, {}, batch, key)
 
     return jax.jit(found)
+
+  def wrap(self, step):
+    """Without boundaries the penalty is renewed every so many steps."""
+    return step if self.setup.boundaries else self._online(step)
+
+  def _online(self, step):
+    every = self.config.ewc_every
+
+    def renewed(state, batch):
+      key = jax.random.fold_in(state.key, 3)
+      found = continual.diagonal_fisher(
+        self.apply, state.params, {}, batch, key
+      )
+      new = continual.ewc_online(
+        state.model_state["ewc"],
+        state.params,
+        found.value(),
+        decay=_ONLINE_DECAY,
+        rate=1 - _ONLINE_DECAY,
+      )
+      return {**state.model_state, "ewc": new}
+
+    def run(state, batch):
+      state, found = step(state, batch)
+      model_state = jax.lax.cond(
+        state.step % every == 0,
+        lambda: renewed(state, batch),
+        lambda: state.model_state,
+      )
+      return state.replace(model_state=model_state), found
+
+    return run
 
   def finish(self, state, task, data):
     rows = _spread(len(data["label"]), self.config.ewc_examples)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from locojax.core import checks
 from locojax.methods import l2p
 from locojax.nn import vit
 
@@ -99,27 +98,15 @@ def coda(config, net: vit.ViT, num_classes: int, num_tasks: int):
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class Features:
+def features(net: vit.ViT) -> Callable[[Any, jax.Array], jax.Array]:
   """[cls] of the frozen backbone: the query, and what probes look at.
 
-  Attributes:
-    net: the backbone.
-    params: its weights.
+  Returns:
+    `(params, images [n, ...] uint8) -> [n, E]` float32, jitted.
   """
 
-  net: vit.ViT
-  params: Any
-
-  def __call__(self, images: jax.Array) -> jax.Array:
-    """`[n, E]` float32 of uint8 images."""
-    tokens = self.net.apply({"params": self.params}, prepared(images))
+  def run(params, images):
+    tokens = net.apply({"params": params}, prepared(images))
     return tokens[:, 0].astype(jnp.float32)
 
-
-def check_tokens(config) -> None:
-  """Refuses images that patches do not fill."""
-  side = backbone(config).patch_size
-  checks.divisible(
-    "data.image_size", config.data.image_size, "model.patch_size", side
-  )
+  return jax.jit(run)

@@ -117,7 +117,9 @@ def _begun(
   """What `begin` makes of a fresh state, placed as that was."""
   new = begin(state)
   _check_form(state, new, "begin")
-  return jax.tree.map(lambda x, y: jax.device_put(y, x.sharding), state, new)
+  # Steps give their state away: nothing here may be somebody else's, or twice.
+  place = lambda x, y: jax.device_put(y, x.sharding, may_alias=False)
+  return jax.tree.map(place, state, new)
 
 
 def _check_output(state: Any, new: Any, values: Any) -> None:

@@ -23,7 +23,8 @@ from ml_collections import ConfigDict
 METHODS = (
   *("l2p", "l2p_penalty", "l2p_forced", "single_prompt", "l2p_replay"),
   *("dualprompt", "coda_prompt"),
-  *("ft_seq", "ft_seq_frozen", "linear_probe", "nearest_mean"),
+  *("ft_seq", "ft_seq_masked", "ft_seq_frozen", "ft_seq_frozen_masked"),
+  *("nearest_mean", "linear_probe"),
   *("ewc", "lwf", "er", "derpp", "gdumb", "bic", "co2l", "joint"),
 )
 VARIANTS = (
@@ -54,11 +55,15 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     "channels": 1,
     "train_per_class": 1000,
     "test_per_class": 0,
+    # Of a folder: the same classes in all tasks? Are there `train` and `test`?
+    "shared_classes": False,
+    "has_test": False,
     "backbone_per_class": 0,
     "seed": 0,
   }
-  # Of the schedule without boundaries: batches, and how far a class reaches.
-  config.gaussian = {"num_batches": 400, "std": 20.0}
+  # Of the schedule without boundaries; the reach of a class is in batches.
+  config.gaussian = {"num_episodes": 100, "steps_per_episode": 4, "std": 20.0}
+  config.ewc_every = 20
   config.model = {
     "preset": "",
     "patch_size": 7,

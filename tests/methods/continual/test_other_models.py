@@ -62,7 +62,9 @@ class Model:
 
 
 def _mlp() -> Model:
-  body = mlp.MLP(features=(32, DIM), kernel_init=jax.nn.initializers.he_normal())
+  body = mlp.MLP(
+    features=(32, DIM), kernel_init=jax.nn.initializers.he_normal()
+  )
   head = mlp.MLP(features=(C,))
 
   def init(key):
@@ -108,7 +110,9 @@ def _resnet() -> Model:
   make = lambda train, which: (
     lambda *args: apply(*args, train=train, which=which)
   )
-  return Model(init, make(True, 0), make(False, 0), make(True, 1), make(False, 1))
+  return Model(
+    init, make(True, 0), make(False, 0), make(True, 1), make(False, 1)
+  )
 
 
 MODELS = {"mlp": _mlp, "resnet": _resnet}
@@ -256,12 +260,12 @@ def _bic(model):
       val = {k: np.concatenate([v[k] for v in kept.values()]) for k in EXAMPLE}
       weight = np.ones(60, np.float32) * (np.arange(60) < len(val["label"]))
       pad = lambda x: np.concatenate([x, np.repeat(x[:1], 60 - len(x), axis=0)])
-      logits = run.logits(sources.from_arrays({k: pad(v) for k, v in val.items()}))
+      logits = run.logits(
+        sources.from_arrays({k: pad(v) for k, v in val.items()})
+      )
       seen = continual.classes_seen(IDS, t, C)
       new = continual.class_mask(task.class_ids, C)
-      correction = fit(
-        logits, pad(val["label"]), new, seen=seen, mask=weight
-      )
+      correction = fit(logits, pad(val["label"]), new, seen=seen, mask=weight)
     corrections.append(correction)
     scores = lambda s, c=correction: c.apply(run.logits(s))
     run.measure(t, scores)
@@ -352,8 +356,15 @@ METHODS = {
 
 if __name__ == "__main__":
   import sys, time
+
   for m in sys.argv[1:]:
     for n, f in METHODS.items():
       t0 = time.time()
       r = f(MODELS[m]())
-      print(m, n, {k: round(v, 3) for k, v in r.items()}, round(time.time() - t0, 1), flush=True)
+      print(
+        m,
+        n,
+        {k: round(v, 3) for k, v in r.items()},
+        round(time.time() - t0, 1),
+        flush=True,
+      )
