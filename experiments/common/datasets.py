@@ -138,6 +138,7 @@ DATASETS: dict[str, Callable[..., Split]] = {
   "mnist": _tfds("mnist"),
   "fashion_mnist": _tfds("fashion_mnist"),
   "cifar10": _tfds("cifar10", "index"),
+  "cifar100": _tfds("cifar100", "index"),
   "cifar10_n": _tfds("cifar10_n", "index", *CIFAR10_N_LABELS),
 }
 

@@ -11,6 +11,9 @@ from experiments.common import drawings
 from locojax.core import checks
 from locojax.data import tfds_dirs
 
+# What a package has, or what is drawn.
+_INSIDE = ("digits", "scenes")
+
 
 def writable(name: str, given: Any, folder: pathlib.Path) -> None:
   """A folder that is there and can be written, or that can be made.
@@ -62,7 +65,7 @@ def data_set(
   Raises:
     ValueError: it is not there; says how to get it.
   """
-  if name == "digits":
+  if name in _INSIDE:
     return
   try:
     if name in drawings.SETS:

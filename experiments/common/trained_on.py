@@ -36,7 +36,7 @@ def _of_set(name: str, data: Mapping[str, Any]) -> str | None:
 
   What follows a slash names some of its classes.
   """
-  name = name.partition("/")[0]
+  name = str(name).partition("/")[0]
   data_dir = data.get("data_dir") or None
   if name in _TFDS:
     return digests.of_files(tfds_dirs.find(_TFDS[name], data_dir=data_dir))

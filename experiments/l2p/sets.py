@@ -1,7 +1,8 @@
 """Labelled images by name, of one size, and where a part of their classes.
 
 A name is that of a set, `mnist`, or of some of its classes, `cifar10/5-9`. Sets
-are those of `datasets`, `drawings`, and `folder`, the user's own.
+are those of `datasets` and `drawings`, and `scenes`: shapes drawn on the spot,
+whose class is the shape and its place.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import numpy as np
 
 from experiments.common import datasets, drawings, pictures, trained_on
 from locojax.core import checks
+from locojax.data import scenes
 
 Split = dict[str, np.ndarray]
 _NAME = re.compile(r"([a-z0-9_]+)(?:/(\d+)-(\d+))?")
+_SCENES, _SCENES_PER_CLASS = "scenes", 200
 _CLASSES = {
+  _SCENES: len(scenes.SHAPES) * len(scenes.PLACES),
+  "cifar100": 100,
   **dict.fromkeys(("digits", "mnist", "fashion_mnist", "cifar10"), 10),
   **drawings.NUM_CLASSES,
 }
@@ -53,10 +58,32 @@ def num_classes(name: str) -> int:
   return end - first
 
 
-def _whole(of: str, data_dir) -> dict[str, Split]:
+def _scenes(data: Mapping[str, Any]) -> dict[str, Split]:
+  """Shapes of all colours on all backgrounds."""
+  places = len(scenes.PLACES)
+  shape, place = scenes.SHAPES, tuple(scenes.PLACES)
+  label = np.array(
+    [
+      places * shape.index(c[1]) + place.index(c[2])
+      for c in scenes.COMBINATIONS
+    ]
+  )
+  every, out = np.arange(len(label)), {}
+  num = _SCENES_PER_CLASS * _CLASSES[_SCENES]
+  for i, (split, size) in enumerate({"train": num, "test": num // 10}.items()):
+    seed = data["seed"] + i
+    found = scenes.pairs(every, size, seed=seed, size=data["image_size"])
+    labels = label[found["combination"]].astype(np.int32)
+    out[split] = {"image": found["image"], "label": labels}
+  return out
+
+
+def _whole(of: str, data: Mapping[str, Any]) -> dict[str, Split]:
+  if of == _SCENES:
+    return _scenes(data)
   if of in drawings.SETS:
-    return drawings.load(of, data_dir=data_dir)
-  return datasets.load(of, data_dir=data_dir)
+    return drawings.load(of, data_dir=data["data_dir"] or None)
+  return datasets.load(of, data_dir=data["data_dir"] or None)
 
 
 def few(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
@@ -92,7 +119,7 @@ def _part(split: Split, first: int, end: int, per_class: int, data) -> Split:
 def _load(name: str, data: tuple, train: int, test: int) -> dict[str, Split]:
   data = dict(data)
   of, first, end = parse("name", name)
-  whole = _whole(of, data["data_dir"] or None)
+  whole = _whole(of, data)
   limits = {"train": train, "test": test}
   return {s: _part(whole[s], first, end, limits[s], data) for s in limits}
 

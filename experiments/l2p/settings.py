@@ -11,9 +11,17 @@ from locojax.methods.l2p import model as l2p_model
 from locojax.nn import transformer, vit, vit_formats
 
 STAGES = ("backbone", "task")
-EVAL_CLASSES = ("all", "seen")
 _KEY_INITS = (*l2p.INITIALIZERS, "kmeans")
 _COUNT = checks.nonnegative_int
+
+_OWN = "folder"
+
+
+def _name(name: str, found: str) -> None:
+  """A set of `sets`, or the user's own folder."""
+  if found != _OWN:
+    sets.parse(name, found)
+
 
 RULES: dict[str, settings.Rule] = {
   **settings.COMMON,
@@ -24,15 +32,12 @@ RULES: dict[str, settings.Rule] = {
   "stage": settings.choice(STAGES),
   "task": _COUNT,
   "data.kind": settings.choice(tasks.KINDS),
-  "data.names": settings.several(
-    lambda name, found: sets.parse(name, found), least=0, what="data sets"
-  ),
-  "data.backbone": settings.several(
-    lambda name, found: sets.parse(name, found), least=0, what="data sets"
-  ),
+  "data.names": settings.several(_name, what="data sets"),
+  "data.backbone": settings.several(sets.parse, least=0, what="data sets"),
   "data.num_tasks": _COUNT,
-  **dict.fromkeys(("data.checkpoint", "data.data_dir"), places.there),
-  "data.path": checks.text,
+  **dict.fromkeys(
+    ("data.checkpoint", "data.data_dir", "data.path"), places.there
+  ),
   "data.format": settings.either("", settings.choice(vit_formats.FORMATS)),
   "data.image_size": checks.positive_int,
   "data.channels": settings.choice((1, 3)),
@@ -148,7 +153,9 @@ def _check_tasks(config) -> None:
   """Sets and tasks that go with the kind of stream."""
   data, kind = config.data, config.data.kind
   names = tuple(data.names)
-  if kind == "folder":
+  if (kind == _OWN) != (names == (_OWN,)):
+    checks.refuse("data.names", names, f"('{_OWN}',) for kind '{_OWN}' alone")
+  if kind == _OWN:
     if not data.path:
       checks.refuse("data.path", "", "a folder of tasks of classes of images")
   elif kind == "several":
@@ -165,7 +172,7 @@ def _check_tasks(config) -> None:
     needs = learners.LEARNERS[method].needs_boundaries
     if kind == "gaussian" and needs:
       checks.refuse(
-        "methods", method, "one that need not be told where tasks end"
+        "methods", method, "those that need not be told where tasks end"
       )
 
 
@@ -189,10 +196,10 @@ def _check_pool(config) -> None:
 
 def _check_data(config) -> None:
   data = config.data
-  names = (*data.names, *data.backbone)
-  for key in names:
-    of, _, _ = sets.parse("data.names", key)
-    places.data_set("data.names", of, data.data_dir, key)
-  if data.kind == "folder":
+  for key in ("names", "backbone"):
+    for name in set(data[key]) - {_OWN}:
+      of, _, _ = sets.parse(f"data.{key}", name)
+      places.data_set(f"data.{key}", of, data.data_dir, tuple(data[key]))
+  if data.kind == _OWN:
     what = "a folder of tasks of classes of images"
     places.path("data.path", data.path, what, folder=True)

@@ -80,6 +80,9 @@ def prepared(tmp_path, monkeypatch):
     (data / name / "1.0.0" / "dataset_info.json").write_text(info)
   for name in ("movielens/100k", "adult", "own"):
     (data / name).mkdir(parents=True)
+  omniglot = data / "omniglot" / "small"
+  omniglot.mkdir(parents=True)
+  (omniglot / "drawings.npz").write_bytes(b"")
   monkeypatch.setenv("TFDS_DATA_DIR", str(data))
   return data
 
