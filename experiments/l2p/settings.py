@@ -168,12 +168,18 @@ def _check_tasks(config) -> None:
     checks.int_in_range("data.num_tasks", data.num_tasks, 1, most)
   if kind == "rotated":
     checks.positive_int("data.num_tasks", data.num_tasks)
-  for method in {*config.methods, config.method}:
-    needs = learners.LEARNERS[method].needs_boundaries
-    if kind == "gaussian" and needs:
-      checks.refuse(
-        "methods", method, "those that need not be told where tasks end"
-      )
+  if kind == "gaussian":
+    _check_methods(config)
+
+
+def _check_methods(config) -> None:
+  """Without boundaries some methods cannot do."""
+  told = [n for n, x in learners.LEARNERS.items() if x.needs_boundaries]
+  allowed = f"without {', '.join(told)}, which must be told where tasks end"
+  if set(told) & set(config.methods):
+    checks.refuse("methods", tuple(config.methods), allowed)
+  if config.method in told:
+    checks.refuse("method", config.method, allowed)
 
 
 def _check_pool(config) -> None:

@@ -40,7 +40,7 @@ ROWS = [
     "tiny",
     {"data.kind": "gaussian", "methods": ("lwf",)},
     "methods",
-    "those that need not be told",
+    "which must be told where tasks end",
   ),
   ("gaussian", {"gaussian.std": 0.0}, "gaussian.std", "above 0"),
   ("gaussian", {"gaussian.num_episodes": 0}, "num_episodes", "1 or more"),
