@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from locojax.nn import vit, vit_weights
+from locojax.nn import vit, vit_positions, vit_weights
 from locojax.report import results
 
 PINS = (
@@ -42,8 +42,9 @@ TOLERANCE = 1e-5
 _PEER = pathlib.Path(__file__).with_name("vit_weights_peer.py")
 _NOTES = (
   "Largest absolute difference of the tokens after the final norm, two images, "
-  "float32; tanh_gelu and eps_1e-6: with that setting instead of the file's "
-  "own; saved: timm's own reader on what save_vit_npz wrote, tanh GELU in both."
+  "float32. tanh_gelu, eps_1e-6: with that setting, whatever the format's own. "
+  "other_resize: with the nearer of the two other ways. saved: timm's reader "
+  "on what save_vit_npz wrote, tanh GELU in both."
 )
 
 
@@ -54,6 +55,11 @@ def _environment(folder: pathlib.Path) -> str:
   pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir"]
   subprocess.run([*pip, "--disable-pip-version-check", *PINS], check=True)
   return python
+
+
+def _ask(python: str, what: str, folder: pathlib.Path) -> None:
+  """Runs `vit_weights_peer.py`."""
+  subprocess.run([python, str(_PEER), what, str(folder)], check=True)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -71,32 +77,34 @@ def _row(name: str, case, folder: pathlib.Path) -> dict[str, Any]:
   """Loads a case and compares; a case of timm's own size is saved as well."""
   given = np.load(folder / f"{name}.npz")
   images, tokens = given["images"], given["tokens"]
-  loaded = vit_weights.load_vit(
+  load = lambda way: vit_weights.load_vit(
     folder / f"{name}.safetensors",
     image_size=images.shape[1],
     patch_size=case["patch"],
     num_heads=case["heads"],
-    resize=case.get("resize", "official"),
+    resize=way,
   )
-  compare = lambda **changes: _difference(
+  compare = lambda loaded, **changes: _difference(
     {**loaded.settings, **changes}, loaded.params, images, tokens
   )
+  way = case.get("resize", "official")
+  others = [w for w in vit_positions.WAYS if "to" in case and w != way]
+  loaded = load(way)
   if case["of"] == "timm" and "to" not in case:
     path = folder / f"{name}_ours.npz"
     vit_weights.save_vit_npz(path, loaded.params, num_heads=case["heads"])
   return {
     "case": name,
-    "format": vit_weights.detect(
-      vit_weights.tensor_files.read(folder / f"{name}.safetensors")
-    ),
+    "of": case["of"],
     "size": f"{case['depth']} x {case['width']}",
     "image": f"{case['img']} to {images.shape[1]}",
     "resize": case.get("resize"),
     "num_tokens": tokens.shape[1],
     "largest_token": float(np.abs(tokens).max()),
-    "difference": compare(),
-    "tanh_gelu": compare(activation=vit.TANH_GELU),
-    "eps_1e-6": compare(norm_eps=1e-6),
+    "difference": compare(loaded),
+    "tanh_gelu": compare(loaded, activation=vit.TANH_GELU),
+    "eps_1e-6": compare(loaded, norm_eps=1e-6),
+    "other_resize": min((compare(load(w)) for w in others), default=None),
     "saved": None,
   }
 
@@ -113,16 +121,13 @@ def _saved(name: str, case, folder: pathlib.Path) -> float | None:
 
 def rows(python: str, folder: pathlib.Path) -> tuple[list[dict], str]:
   """A row for each case, and the versions of the peers."""
-  peer = lambda what: subprocess.run(
-    [python, str(_PEER), what, str(folder)], check=True
-  )
-  peer("make")
+  _ask(python, "make", folder)
   told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
   found = []
   for name, case in told["cases"].items():
     found.append(_row(name, case, folder))
     print(name, found[-1]["difference"], flush=True)
-  peer("read")
+  _ask(python, "read", folder)
   for row in found:
     row["saved"] = _saved(row["case"], told["cases"][row["case"]], folder)
   versions = ", ".join(f"{n} {v}" for n, v in told["versions"].items())

@@ -32,7 +32,7 @@ from locojax.nn import transformer, vit, vit_formats, vit_positions
 
 FORMATS = tuple(vit_formats.FORMATS)
 Tensors = Mapping[str, np.ndarray]
-# What checkpoints of big_vision hold besides parameters (older ones: in target).
+# What big_vision keeps besides parameters, which older files have in target.
 _TRAINING_STATE = re.compile("opt/(?!target/)")
 
 
