@@ -51,21 +51,21 @@ class Format:
     sign: regular expression that is found in names of this format, and of none
       of those below it.
     block: of names of blocks' tensors, the number being its group.
-    prefix: what may stand in front of all names.
+    prefixes: what may stand in front of all names.
     tensors: all tensors of these sizes but [cls], positions and head.
     kernel, kernel_axes: the patches' kernel, and its axes of P and C.
     cls, positions: names, of `positions` the first one that is there.
-    norm, up, heads: endings of names that tell E, F, and (by their last axes but
-      one) H; `heads` is empty where no tensor does.
+    norm, up: endings of names whose last axes are E and F.
     other: of names, by their beginning, that are not on the way to the tokens.
     head: kernel and bias of a head of one layer.
+    is_jax: whether kernels are [in, out], heads apart.
     stacked: whether the tensors of all blocks are one.
     activation, norm_eps: of the model.
   """
 
   sign: str
   block: str
-  prefix: str
+  prefixes: tuple[str, ...]
   tensors: Callable[[Sizes], list[Tensor]]
   kernel: str
   kernel_axes: tuple[int, int]
@@ -73,9 +73,9 @@ class Format:
   positions: tuple[str, ...]
   norm: str
   up: str
-  heads: str
   other: str
   head: tuple[str, str]
+  is_jax: bool = False
   stacked: bool = False
   activation: Callable = vit.TANH_GELU
   norm_eps: float = 1e-6
@@ -84,8 +84,11 @@ class Format:
 def without_prefix(
   tensors: Mapping[str, np.ndarray], known: Format
 ) -> dict[str, np.ndarray]:
-  """The same tensors, the format's prefix taken from the names that have it."""
-  return {n.removeprefix(known.prefix): x for n, x in tensors.items()}
+  """The same tensors, a prefix of the format taken from names that have it."""
+  out = dict(tensors)
+  for prefix in known.prefixes:
+    out = {n.removeprefix(prefix): x for n, x in out.items()}
+  return out
 
 
 _DENSE = ("query", "key", "value", "out")
@@ -246,50 +249,53 @@ def _torch(conv: str, norm: str, block: str, modules: Mapping[str, str]):
   return tensors
 
 
-_OLD_POSITIONS = (
+OLD_POSITIONS = (
   "Transformer/posembed_input/pos_embedding",
   "Transformer/pos_embedding",
 )
 _JAX_NAMES = {
-  "block": r"Transformer/encoderblock_(\d+)/",
-  "prefix": "params/",
+  "prefixes": ("params/", "opt/target/"),
   "kernel": "embedding/kernel",
   "kernel_axes": (0, 2),
   "cls": "cls",
-  "norm": "norm/scale",
+  "norm": "/scale",
   "up": "/Dense_0/bias",
-  "heads": "/query/bias",
+  "is_jax": True,
   # The last four: attention pooling, before it was a module of its own.
   "other": r"head/|pre_logits/|MAPHead_0/|probe$|LayerNorm_0/|MlpBlock_0/"
   r"|MultiHeadDotProductAttention_0/",
   "head": ("head/kernel", "head/bias"),
 }
+_BLOCK = r"Transformer/encoderblock_(\d+)/"
 _LINEN = (0, 0, 1, 0)
 FORMATS = {
   "original": Format(
     sign=r"Transformer/encoderblock_\d+/(LayerNorm_2|MlpBlock_3"
     r"|MultiHeadDotProductAttention_1)/",
+    block=_BLOCK,
     tensors=_jax((0, 1, 2, 3), False),
-    positions=_OLD_POSITIONS,
+    positions=OLD_POSITIONS,
     **_JAX_NAMES,
   ),
   "big_vision_stacked": Format(
     sign="Transformer/encoderblock/",
+    block="Transformer/encoderblock/",
     tensors=_jax(_LINEN, True),
-    positions=("pos_embedding", *_OLD_POSITIONS),
+    positions=("pos_embedding", *OLD_POSITIONS),
     stacked=True,
     **_JAX_NAMES,
   ),
   "big_vision": Format(
     sign=r"Transformer/encoderblock_\d+/",
+    block=_BLOCK,
     tensors=_jax(_LINEN, False),
-    positions=("pos_embedding", *_OLD_POSITIONS),
+    positions=("pos_embedding", *OLD_POSITIONS),
     **_JAX_NAMES,
   ),
   "timm": Format(
     sign=r"^blocks\.\d+\.(norm1|attn)\.",
     block=r"blocks\.(\d+)\.",
-    prefix="",
+    prefixes=(),
     tensors=_torch(
       "patch_embed.proj",
       "norm",
@@ -309,7 +315,6 @@ FORMATS = {
     positions=("pos_embed",),
     norm="norm1.weight",
     up="mlp.fc1.bias",
-    heads="",
     other=r"head\.",
     head=("head.weight", "head.bias"),
     activation=vit.EXACT_GELU,
@@ -317,7 +322,7 @@ FORMATS = {
   "huggingface": Format(
     sign=r"^(vit\.)?encoder\.layer\.\d+\.layernorm_before\.",
     block=r"encoder\.layer\.(\d+)\.",
-    prefix="vit.",
+    prefixes=("vit.",),
     tensors=_torch(
       "embeddings.patch_embeddings.projection",
       "layernorm",
@@ -339,7 +344,6 @@ FORMATS = {
     positions=("embeddings.position_embeddings",),
     norm="layernorm_before.weight",
     up="intermediate.dense.bias",
-    heads="",
     # Masks and the decoder are of pre-training by masked images.
     other=r"classifier\.|pooler\.|decoder\.|embeddings\.mask_token$",
     head=("classifier.weight", "classifier.bias"),

@@ -1,7 +1,7 @@
 """Position embeddings of a vision transformer for images of another size.
 
-Three ways are in use, and they differ by more than a trifle: take the one of the
-program whose numbers are to be met.
+Three ways are in use, and they differ by more than a trifle: take the one of
+the program whose numbers are to be met.
 
 Letters: L patches, T = L tokens and those in front of them, E width.
 """
@@ -75,8 +75,8 @@ def weights(old: int, new: int, *, way: str = "official") -> np.ndarray:
 
 def square(num: int) -> tuple[int, int] | None:
   """The grid of a square image with `num` patches; None if there is none."""
-  side = math.isqrt(num)
-  return (side, side) if num and side * side == num else None
+  side = math.isqrt(max(num, 0))
+  return (side, side) if side > 0 and side * side == num else None
 
 
 def resize(

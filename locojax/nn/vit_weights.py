@@ -32,8 +32,8 @@ from locojax.nn import transformer, vit, vit_formats, vit_positions
 
 FORMATS = tuple(vit_formats.FORMATS)
 Tensors = Mapping[str, np.ndarray]
-# What big_vision keeps besides parameters.
-_TRAINING_STATE = re.compile("opt/")
+# What big_vision keeps besides parameters, which older files have in target.
+_TRAINING_STATE = re.compile("opt/(?!target/)")
 
 
 class LoadedViT(NamedTuple):
@@ -58,9 +58,11 @@ class _Report:
     self.missing: list[str] = []
     self.ill_shaped: list[str] = []
     self.extra: list[str] = []
+    self.seen: set[str] = set()
 
   def take(self, tensors: Tensors, name: str, shape: tuple | None = None):
     """The tensor, or None if it is not there or not of this shape."""
+    self.seen.add(name)
     if name not in tensors:
       self.missing.append(name)
       return None
@@ -70,7 +72,7 @@ class _Report:
       return None
     return found
 
-  def close(self, source: str, hint: str = "") -> None:
+  def close(self, source: str) -> None:
     """Raises `ValueError` if anything was wrong."""
     parts = {
       "missing": self.missing,
@@ -79,7 +81,7 @@ class _Report:
     }
     listed = [f"{k}: {', '.join(sorted(v))}" for k, v in parts.items() if v]
     if listed:
-      raise ValueError(f"{source}: {'; '.join(listed)}.{hint}")
+      raise ValueError(f"{source}: {'; '.join(listed)}.")
 
 
 def detect(names: Iterable[str], *, source: str = "tensors") -> str:
@@ -119,18 +121,20 @@ def _sizes(
   tensors: Tensors, known: vit_formats.Format, patch_size, num_heads
 ) -> vit_formats.Sizes:
   """What most tensors agree upon; where there is none, any number will do."""
+  tensors = {n: x for n, x in tensors.items() if not re.match(known.other, n)}
   ending = lambda end: [x for n, x in tensors.items() if n.endswith(end)]
   width = _most(x.shape[-1] for x in ending(known.norm) if x.ndim)
   hidden = _most(x.shape[-1] for x in ending(known.up) if x.ndim)
-  blocks = [re.match(known.block, n) for n in tensors]
-  layers = max((int(m[1]) + 1 for m in blocks if m), default=0)
+  blocks = {n: re.match(known.block, n) for n in tensors}
+  blocks = {n: match for n, match in blocks.items() if match}
+  if known.stacked:
+    layers = _most(len(tensors[n]) for n in blocks if tensors[n].ndim)
+  else:
+    layers = max((int(match[1]) + 1 for match in blocks.values()), default=0)
   heads = num_heads
-  if known.heads:  # [(layers,) H, D]
-    biases = [x for x in ending(known.heads) if x.ndim >= 2]
-    heads = _most(x.shape[-2] for x in biases)
-    if known.stacked:
-      layers = _most(len(x) for x in biases)
-    if num_heads not in (None, heads) and heads:
+  if known.is_jax:  # biases [(N,) H, D]
+    heads = _most(x.shape[-2] for x in ending("/query/bias") if x.ndim > 1)
+    if heads and num_heads not in (None, heads):
       checks.refuse("num_heads", num_heads, f"{heads}, that of the file")
   elif width and (num_heads is None or width % num_heads):
     allowed = f"a divisor of the width {width}; these files do not tell it"
@@ -154,41 +158,70 @@ def _grid(image_size, patch_size: int) -> tuple[int, int] | None:
   return pair[0] // patch_size, pair[1] // patch_size
 
 
-def _positions(report, table, name, cls, grid, way):
-  """`(positions with a row for [cls], grid)`, or None and a word of it."""
-  num = table.shape[1] if table.ndim == 3 and len(table) == 1 else 0
-  fronts = (1, 0) if cls is not None else (0,)
-  for front in fronts:  # the row of [cls] may be left out: then it is 0
-    old = vit_positions.square(num - front)
-    if old is None and grid is not None and grid[0] * grid[1] == num - front:
-      old = grid
-    if old is None:
-      continue
-    if front < fronts[0]:
-      table = np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)
-    if grid is None or grid == old:
-      return table, old
-    made = vit_positions.resize(
-      table, grid, way=way, num_prefix=fronts[0], old_grid=old
-    )
-    return made, grid
-  wanted = f"(1, {'1 + ' if cls is not None else ''}L, width)"
-  report.ill_shaped.append(
-    f"{name} has {table.shape}, not {wanted} with L patches of a square"
-  )
+def _table_of(num: int, with_cls: bool, grid):
+  """Rows in front of the patches', and the grid of these; or None.
+
+  A file may leave out the row of [cls]. Squares go first; another grid is known
+  by the images alone.
+  """
+  fronts = (1, 0) if with_cls else (0,)
+  for front in fronts:
+    if vit_positions.square(num - front):
+      return front, vit_positions.square(num - front)
+  for front in fronts:
+    if grid is not None and grid[0] * grid[1] == num - front:
+      return front, grid
   return None
 
 
+def _positions(report, tensors, known, sizes, grid, way):
+  """`(positions, their grid)`, a row for [cls] among them; or of None."""
+  name = next((n for n in known.positions if n in tensors), known.positions[0])
+  table, with_cls = report.take(tensors, name), known.cls in tensors
+  if table is None:
+    return None, None
+  whole = table.ndim == 3 and table.shape[::2] == (1, sizes.width)
+  found = _table_of(table.shape[1], with_cls, grid) if whole else None
+  if found is None:
+    wanted = f"(1, {'1 + ' if with_cls else ''}L, {sizes.width})"
+    report.ill_shaped.append(
+      f"{name} has {table.shape}, not {wanted} with L patches of a square"
+    )
+    return None, None
+  front, old = found
+  if front < with_cls:
+    table = np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)
+  if grid is None:
+    return table, old
+  made = vit_positions.resize(
+    table, grid, way=way, num_prefix=int(with_cls), old_grid=old
+  )
+  return made, grid
+
+
+def _dense_and_norms(report, tensors, known, sizes) -> dict[str, np.ndarray]:
+  """Parameters by path, but [cls] and positions."""
+  out, shapes = {}, vit_formats.our_shapes(sizes)
+  for each in known.tensors(sizes):
+    found = report.take(tensors, each.name, each.shape)
+    if found is not None:
+      parts = zip(each.paths, each.read(found))
+      out |= {path: x.reshape(shapes[path]) for path, x in parts}
+  return out
+
+
 def _head(report, tensors, known, width):
-  kernel, bias = (report.take(tensors, name) for name in known.head)
+  """A head of one layer, or None if it is not whole."""
+  names = known.head
+  bias = report.take(tensors, names[1])
+  num = 0 if bias is None else bias.size
+  if bias is not None:
+    bias = report.take(tensors, names[1], (num,))
+  shape = (width, num) if known.is_jax else (num, width)
+  kernel = report.take(tensors, names[0], shape)
   if kernel is None or bias is None:
     return None
-  shape = (width, bias.size)
-  shape = shape if known.heads else shape[::-1]
-  kernel = report.take(tensors, known.head[0], shape)
-  if kernel is None or bias.ndim != 1:
-    return None
-  kernel = kernel if known.heads else kernel.T
+  kernel = kernel if known.is_jax else kernel.T
   return {"kernel": np.ascontiguousarray(kernel), "bias": bias}
 
 
@@ -232,32 +265,21 @@ def from_tensors(
   tensors = vit_formats.without_prefix(tensors, known)
   tensors = {n: np.asarray(x, np.float32) for n, x in tensors.items()}
   sizes = _sizes(tensors, known, patch_size, num_heads)
-  report, flat, used = _Report(), {}, set()
-  shapes = vit_formats.our_shapes(sizes)
-  for each in known.tensors(sizes):
-    used.add(each.name)
-    found = report.take(tensors, each.name, each.shape)
-    if found is not None:
-      parts = zip(each.paths, each.read(found))
-      flat |= {path: x.reshape(shapes[path]) for path, x in parts}
-  cls = tensors.get(known.cls)
-  if cls is not None:
+  report = _Report()
+  flat = _dense_and_norms(report, tensors, known, sizes)
+  has_cls = known.cls in tensors
+  if has_cls:
     flat["cls"] = report.take(tensors, known.cls, (1, 1, sizes.width))
-  named = [n for n in known.positions if n in tensors] or [known.positions[0]]
-  table, grid = report.take(tensors, named[0]), None
-  if table is not None and table.shape[-1:] != (sizes.width,):
-    report.take(tensors, named[0], (1, *table.shape[1:-1], sizes.width))
-  elif table is not None:
-    wanted = _grid(image_size, sizes.patch_size)
-    made = _positions(report, table, named[0], cls, wanted, resize)
-    flat["pos_embedding"], grid = made or (None, None)
+  table, grid = _positions(
+    report, tensors, known, sizes, _grid(image_size, sizes.patch_size), resize
+  )
+  flat["pos_embedding"] = table
   head = None if drop_head else _head(report, tensors, known, sizes.width)
-  used |= {known.cls, named[0], *(() if drop_head else known.head)}
   other = lambda n: drop_head and re.match(known.other, n)
-  report.extra += [n for n in tensors if n not in used and not other(n)]
+  report.extra = [n for n in tensors if n not in report.seen and not other(n)]
   report.close(f"{source} of the format {format!r}")
   settings = sizes._asdict() | {
-    "use_cls": cls is not None,
+    "use_cls": has_cls,
     "image_size": tuple(side * sizes.patch_size for side in grid),
     **vit_settings(format),
   }
@@ -366,9 +388,7 @@ def to_tensors(
   if "cls" in flat:
     out[known.cls] = report.take(flat, "cls", (1, 1, sizes.width))
   out[known.positions[0]] = report.take(flat, "pos_embedding")
-  report.extra += [
-    n for n in flat if n not in {*shapes, "cls", "pos_embedding"}
-  ]
+  report.extra = [n for n in flat if n not in report.seen]
   report.close("params of a ViT")
   if head is not None:
     out |= {
