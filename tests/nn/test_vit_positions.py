@@ -84,6 +84,17 @@ def test_ways_differ_and_have_rows_that_sum_to_1():
   assert np.abs(made["official"] - made["torch"]).max() > 0.2
 
 
+def test_ways_differ_on_positions_as_much_as_their_programs_do():
+  table = _table(2, 1, 196, 64)
+  made = {
+    way: vit_positions.resize(table, (24, 24), way=way, num_prefix=0)
+    for way in vit_positions.WAYS
+  }
+  apart = lambda a, b: float(np.abs(made[a] - made[b]).max())
+  assert 0.2 < apart("torch", "timm") < 0.8
+  assert apart("official", "timm") > 1.0 < apart("official", "torch")
+
+
 @pytest.mark.parametrize("way", vit_positions.WAYS)
 def test_rows_in_front_stay_and_sides_are_apart(way):
   table = _table(1, 1, 2 + 12, 5)

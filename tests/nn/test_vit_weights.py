@@ -447,6 +447,15 @@ def test_other_models_are_refused(tmp_path, params):
     ValueError, match=r"other\.safetensors: of no format .*co"
   ):
     vit_weights.load_vit(path)
+  # Hugging Face's names in memory, which are not those of its files.
+  memory = {
+    n.replace("encoder.layer.", "layers.").replace(
+      "attention.attention.query", "attention.q_proj"
+    ): x
+    for n, x in huggingface(params).items()
+  }
+  with pytest.raises(ValueError, match="tensors: of no format known"):
+    vit_weights.from_tensors(memory, num_heads=HEADS)
   layer_scale = {**timm(params), "blocks.0.ls1.gamma": np.zeros(8)}
   with pytest.raises(ValueError, match=r"extra: blocks\.0\.ls1\.gamma"):
     vit_weights.from_tensors(layer_scale, num_heads=HEADS)
