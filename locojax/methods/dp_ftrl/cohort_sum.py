@@ -61,7 +61,12 @@ def _as_means(loss: jax.Array, found: types.Metrics) -> dict[str, Any]:
 
 
 def _where(condition: jax.Array, tree: types.PyTree, other: types.PyTree):
-  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), tree, other)
+  """`tree` or `other`; what a step hands on as it is stays one for all clients.
+
+  So frozen weights in the model state are not copied for every client.
+  """
+  pick = lambda a, b: a if a is b else jnp.where(condition, a, b)
+  return jax.tree.map(pick, tree, other)
 
 
 def _zeros(shapes: types.PyTree) -> types.PyTree:

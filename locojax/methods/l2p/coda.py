@@ -196,7 +196,7 @@ def start_components(
   checks.int_in_range("stop of components", stop, 1, inner["key"].shape[-1])
   new = {}
   for i, name in enumerate(sorted(inner)):
-    old = inner[name]
+    old = jnp.asarray(inner[name])
     flat = old.reshape(*old.shape[:2], -1)
     keys = jax.random.split(jax.random.fold_in(key, i), len(flat))
     made = [_gram_schmidt(x, start, stop, k) for x, k in zip(flat, keys)]

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from locojax.core import checks, trees, types
@@ -155,10 +154,10 @@ def optimizer(
     checks.positive("clip_norm", clip_norm)
   elif clip_scope == "all":
     checks.refuse("clip_norm", clip_norm, "a number with clip_scope='all'")
-  clip = optax.clip_by_global_norm(clip_norm or jnp.inf)
-  inner = tx
+  parts = {"trained": tx, FROZEN: optax.set_to_zero()}
   if clip_norm is not None and clip_scope == "trained":
-    inner = optax.chain(clip, tx)
+    clipped = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
+    parts["trained"] = clipped
 
   def labels(params):
     mask = trainable_mask(params, trainable)
@@ -169,8 +168,7 @@ def optimizer(
       )
     return jax.tree.map(lambda t: "trained" if t else FROZEN, mask)
 
-  parts = {"trained": inner, FROZEN: optax.set_to_zero()}
   chosen = optax.partition(parts, labels)
   if clip_scope == "all":
-    chosen = optax.chain(clip, chosen)
+    chosen = optax.chain(optax.clip_by_global_norm(clip_norm), chosen)
   return optax.with_extra_args_support(chosen)
