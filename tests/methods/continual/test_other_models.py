@@ -7,6 +7,7 @@ A stream of three tasks of two digits each; plain jitted steps made by
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -62,9 +63,7 @@ class Model:
 
 
 def _mlp() -> Model:
-  body = mlp.MLP(
-    features=(32, DIM), kernel_init=jax.nn.initializers.he_normal()
-  )
+  body = mlp.MLP(features=(32, DIM))
   head = mlp.MLP(features=(C,))
 
   def init(key):
@@ -107,11 +106,9 @@ def _resnet() -> Model:
     )
     return out[which], {**state, **new}
 
-  make = lambda train, which: (
-    lambda *args: apply(*args, train=train, which=which)
-  )
+  ways = [(True, 0), (False, 0), (True, 1), (False, 1)]
   return Model(
-    init, make(True, 0), make(False, 0), make(True, 1), make(False, 1)
+    init, *(functools.partial(apply, train=t, which=w) for t, w in ways)
   )
 
 
@@ -264,15 +261,17 @@ def _bic(model):
     run.train(train, seed=t)
     correction = continual.Correction.identity(C)
     if t:
-      val = {k: np.concatenate([v[k] for v in kept.values()]) for k in EXAMPLE}
-      weight = np.ones(60, np.float32) * (np.arange(60) < len(val["label"]))
-      pad = lambda x: np.concatenate([x, np.repeat(x[:1], 60 - len(x), axis=0)])
-      logits = run.logits(
-        sources.from_arrays({k: pad(v) for k, v in val.items()})
+      held = {k: np.concatenate([v[k] for v in kept.values()]) for k in EXAMPLE}
+      num = len(held["label"])
+      # The same shapes in all tasks.
+      val = {k: np.resize(v, (60, *v.shape[1:])) for k, v in held.items()}
+      correction = fit(
+        run.logits(sources.from_arrays(val)),
+        val["label"],
+        continual.class_mask(task.class_ids, C),
+        seen=continual.classes_seen(IDS, t, C),
+        mask=(np.arange(60) < num).astype(np.float32),
       )
-      seen = continual.classes_seen(IDS, t, C)
-      new = continual.class_mask(task.class_ids, C)
-      correction = fit(logits, pad(val["label"]), new, seen=seen, mask=weight)
     corrections.append(correction)
     scores = lambda s, c=correction: c.apply(run.logits(s))
     run.measure(t, scores)
