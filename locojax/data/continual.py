@@ -423,8 +423,23 @@ def joint(scenario: Scenario) -> Task:
       if not any(source is s for s in found):
         found.append(source)
   ids = sorted({c for t in scenario.tasks for c in t.class_ids})
-  whole = {k: sources.concatenate(*v) for k, v in parts.items()}
+  whole = {k: _concatenated(v) for k, v in parts.items()}
   return Task(whole["train"], whole["test"], tuple(ids), None, "joint")
+
+
+def _concatenated(parts: Sequence[sources.Source]) -> sources.Source:
+  """Sources one after the other; arrays stay arrays."""
+  whole = sources.concatenate(*parts)
+  if not all(isinstance(p, sources.ArraySource) for p in parts):
+    return whole
+  names = parts[0].arrays
+  arrays = {k: [p.arrays[k] for p in parts] for k in names}
+  alike = all(
+    len({(x.dtype, x.shape[1:]) for x in v}) == 1 for v in arrays.values()
+  )
+  if not alike:
+    return whole
+  return sources.ArraySource({k: np.concatenate(v) for k, v in arrays.items()})
 
 
 def add_class_mask(

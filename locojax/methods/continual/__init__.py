@@ -2,8 +2,17 @@
 
 Not one of the ten systems but what they are compared by: pure functions and
 losses (`LossFn`, for any step builder) that take a model as an `ApplyFn` and
-keep what they remember in the model state. Scenarios, with task boundaries or
-without, are in `locojax/data/continual.py`.
+keep what they remember in the model state, so that one compiled step serves all
+tasks and a checkpoint has everything:
+
+    loss_fn = continual.er(continual.cross_entropy(apply_fn))
+    buffer = continual.reservoir(example, capacity=500)
+    model_state = continual.with_replay({}, buffer, key)
+    step = steps.from_loss(loss_fn, tx)
+
+Fine-tuning, the joint upper bound and a frozen backbone are `cross_entropy` of
+other data or parameters. Scenarios, with task boundaries or without, are in
+`locojax/data/continual.py` and the files beside it.
 """
 
 from locojax.methods.continual.bias_correction import (

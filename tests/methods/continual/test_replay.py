@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from locojax.methods import continual
-from locojax.train import sharding, steps
+from locojax.train import checkpoints, sharding, steps
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -163,58 +163,70 @@ def test_gradients_of_der_are_those_of_finite_differences():
   np.testing.assert_allclose(slope, want, rtol=2e-3)
 
 
-def test_a_resumed_stream_has_the_same_bits():
-  """All that replay remembers is in the state: save after 2 of 4 steps."""
-  tx = optax.sgd(0.1)
-  step = jax.jit(
-    steps.from_loss(continual.er(continual.cross_entropy(_apply)), tx)
+@jax.jit
+def _step(state, batch):
+  loss_fn = continual.er(continual.cross_entropy(_apply))
+  return steps.from_loss(loss_fn, optax.sgd(0.1))(state, batch)
+
+
+def _start(buffer):
+  """With an accuracy matrix and a teacher beside the buffer."""
+  model_state = continual.with_teacher(_state(buffer), PARAMS, num_classes=4)
+  model_state["accuracies"] = continual.AccuracyMatrix.empty(2)
+  params = jax.tree.map(jnp.array, PARAMS)
+  return steps.init_state(
+    params, optax.sgd(0.1), key=KEY, model_state=model_state
   )
-  state = steps.init_state(PARAMS, tx, key=KEY, model_state=_state(_buffer()))
+
+
+def _between_tasks(state):
+  own = state.model_state
+  matrix = own["accuracies"].updated(0, [0.5])
+  own = continual.remember(own, state.params, [0, 1])
+  return state.replace(model_state={**own, "accuracies": matrix})
+
+
+def test_a_resumed_stream_has_the_same_bits(tmp_path):
+  """All that is remembered is in the state, and so in its checkpoint."""
+  state = _start(_buffer())
   for _ in range(2):
-    state, _ = step(state, BATCH)
-  leaves, shape = jax.tree.flatten(state)
-  is_key = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in leaves]
-  saved = [
-    np.array(jax.random.key_data(x) if k else x)
-    for x, k in zip(leaves, is_key, strict=True)
-  ]
+    state, _ = _step(state, BATCH)
+  state = _between_tasks(state)
+  with checkpoints.Checkpoints(tmp_path / "ckpt", keep=1) as store:
+    store.save(2, state, {})
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      state,
+    )
+    resumed, _ = store.restore(abstract)
   for _ in range(2):
-    state, _ = step(state, BATCH)
-  restored = [
-    jax.random.wrap_key_data(x) if k else jnp.asarray(x)
-    for x, k in zip(saved, is_key, strict=True)
-  ]
-  resumed = jax.tree.unflatten(shape, restored)
-  for _ in range(2):
-    resumed, _ = step(resumed, BATCH)
-  np.testing.assert_array_equal(state.params["w"], resumed.params["w"])
-  for a, b in zip(
-    jax.tree.leaves(state.model_state["replay"]["buffer"]),
-    jax.tree.leaves(resumed.model_state["replay"]["buffer"]),
-    strict=True,
-  ):
+    state, _ = _step(state, BATCH)
+    resumed, _ = _step(resumed, BATCH)
+  assert jax.tree.structure(state) == jax.tree.structure(resumed)
+  leaves = (jax.tree.leaves(s) for s in (state, resumed))
+  for a, b in zip(*leaves, strict=True):
+    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+      a, b = jax.random.key_data(a), jax.random.key_data(b)
     np.testing.assert_array_equal(a, b)
 
 
 def test_a_sharded_step_is_that_of_one_device():
-  mesh = sharding.make_mesh({"data": 4}, devices=jax.devices()[:4])
-  spec = jax.sharding.PartitionSpec
-  tx = optax.sgd(0.1)
-  step = jax.jit(
-    steps.from_loss(continual.er(continual.cross_entropy(_apply)), tx)
-  )
-  buffer = _buffer(filled=5)
-  state = steps.init_state(PARAMS, tx, key=KEY, model_state=_state(buffer))
-  rows = jax.sharding.NamedSharding(mesh, spec("data"))
-  whole = jax.sharding.NamedSharding(mesh, spec())
-  one, metrics = step(state, BATCH)
-  many, others = step(jax.device_put(state, whole), jax.device_put(BATCH, rows))
-  np.testing.assert_allclose(one.params["w"], many.params["w"], rtol=1e-5)
-  np.testing.assert_allclose(
-    metrics["loss"].value(), others["loss"].value(), rtol=1e-6
-  )
-  buffers = [s.model_state["replay"]["buffer"].examples for s in (one, many)]
-  jax.tree.map(np.testing.assert_array_equal, *buffers)
+  batch = jax.tree.map(lambda x: jnp.concatenate([x, x[::-1]]), BATCH)
+  state = _start(_buffer(filled=5))
+  one, found = _step(state, batch)
+  for num in (2, 8):
+    mesh = sharding.make_mesh({"data": num}, devices=jax.devices()[:num])
+    rows = jax.NamedSharding(mesh, jax.P("data"))
+    whole = jax.NamedSharding(mesh, jax.P())
+    many, others = _step(
+      jax.device_put(state, whole), jax.device_put(batch, rows)
+    )
+    np.testing.assert_allclose(one.params["w"], many.params["w"], rtol=1e-5)
+    np.testing.assert_allclose(
+      found["loss"].value(), others["loss"].value(), rtol=1e-6
+    )
+    buffers = [s.model_state["replay"]["buffer"].examples for s in (one, many)]
+    jax.tree.map(np.testing.assert_array_equal, *buffers)
 
 
 def test_gdumb_trains_on_a_balanced_buffer_alone():
