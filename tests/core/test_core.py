@@ -185,6 +185,13 @@ def test_state_paths_and_key():
   )
 
 
+def test_only_traced_values_cannot_be_looked_at():
+  found = []
+  jax.jit(lambda x: found.append(checks.is_concrete(1, x)))(2.0)
+  assert found == [False]
+  assert checks.is_concrete(jnp.ones(2), np.ones(2), 3, None)
+
+
 def test_constrain():
   x = jnp.ones((8, 4))
   assert mesh.constrain(x, "data") is x

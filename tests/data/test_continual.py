@@ -204,9 +204,13 @@ def test_joint_is_the_union_of_all_tasks():
   assert whole.task_id is None and whole.class_ids == tuple(range(10))
   rows = [int(whole.train[i]["row"]) for i in range(len(whole.train))]
   assert sorted(rows) == list(range(60)) and len(whole.test) == 20
+  assert isinstance(whole.train, sources.ArraySource)
   shared = continual.domain_incremental([_arrays(), _arrays()], _arrays(TEST))
   whole = continual.joint(shared)
   assert len(whole.train) == 120 and len(whole.test) == 20
+  mixed = continual.domain_incremental([_arrays(), Plain(TEST)], _arrays(TEST))
+  whole = continual.joint(mixed)
+  assert len(whole.train) == 80 and int(whole.train[79]["label"]) == 9
 
 
 def test_the_pipeline_reads_a_task_with_its_class_mask():

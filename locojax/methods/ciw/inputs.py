@@ -8,10 +8,7 @@ from jax.typing import ArrayLike
 
 from locojax.core import checks
 
-
-def is_concrete(*arrays) -> bool:
-  """Whether no array is traced, so that values can be checked."""
-  return not any(isinstance(a, jax.core.Tracer) for a in arrays)
+is_concrete = checks.is_concrete
 
 
 def as_float(x: ArrayLike) -> jax.Array:

@@ -28,9 +28,7 @@ def pair_indices(num_models: int) -> tuple[np.ndarray, np.ndarray]:
   return np.triu_indices(num_models, k=1)
 
 
-def is_concrete(*arrays) -> bool:
-  """Whether no array is traced, so that values can be checked."""
-  return not any(isinstance(a, jax.core.Tracer) for a in arrays)
+is_concrete = checks.is_concrete
 
 
 def as_float(x: ArrayLike) -> jax.Array:

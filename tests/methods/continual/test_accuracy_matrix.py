@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from locojax.core import metrics
 from locojax.methods import continual
 
 ROWS = np.array([[0.95, 0.90, 0.80], [0, 0.92, 0.93], [0, 0, 0.97]])
@@ -76,6 +77,17 @@ def test_official_forgetting_is_never_negative_and_the_other_may_be():
 def test_tasks_weigh_the_same_and_a_column_can_be_measured_again():
   matrix = _matrix().updated(2, [1.0, 0.0, 0.5])
   assert float(matrix.average_accuracy(2)) == pytest.approx(0.5)
+
+
+def test_the_order_of_the_examples_does_not_matter():
+  rng = np.random.default_rng(0)
+  logits, labels = rng.normal(size=(30, 4)), rng.integers(0, 4, 30)
+  order = rng.permutation(30)
+  accuracies = [
+    metrics.accuracy(z, y).value()
+    for z, y in ((logits, labels), (logits[order], labels[order]))
+  ]
+  assert accuracies[0] == accuracies[1]
 
 
 def test_the_first_task_has_nothing_to_forget():
