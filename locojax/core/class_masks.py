@@ -14,10 +14,6 @@ from jax.typing import ArrayLike
 from locojax.core import checks
 
 
-def _is_traced(x) -> bool:
-  return isinstance(x, jax.core.Tracer)
-
-
 def class_mask(classes: ArrayLike, num_classes: int) -> jax.Array:
   """Classes by their ids, or as the mask that they are, to a mask.
 
@@ -37,7 +33,7 @@ def class_mask(classes: ArrayLike, num_classes: int) -> jax.Array:
   [True, False, True, False]
   """
   checks.positive_int("num_classes", num_classes)
-  if not _is_traced(classes):
+  if checks.is_concrete(classes):
     _check_classes(np.asarray(classes), num_classes)
   if jnp.asarray(classes).dtype == bool:
     mask = jnp.asarray(classes)
@@ -182,7 +178,7 @@ def _check_labels(labels, shape: tuple[int, ...]) -> None:
 def _refuse_outside(labels, inside, live) -> None:
   """Raises for a label outside the classes, where all values are known."""
   wrong = live & ~inside
-  if _is_traced(wrong) or _is_traced(labels) or not bool(jnp.any(wrong)):
+  if not checks.is_concrete(wrong, labels) or not bool(jnp.any(wrong)):
     return
   found = np.unique(np.asarray(labels)[np.asarray(wrong)])
   raise ValueError(

@@ -23,97 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from locojax.core import checks, metrics, types
+from locojax.core import checks, class_masks, metrics, types
 
 CLASS_MASK = "class_mask"
 EVAL_CLASSES = ("all", "seen", "task")
 
 
-def _is_bool(classes: Any) -> bool:
-  dtype = getattr(classes, "dtype", None)
-  return np.dtype(bool) == (
-    np.asarray(classes).dtype if dtype is None else dtype
-  )
-
-
-def class_mask(classes: ArrayLike, num_classes: int) -> jax.Array:
-  """A mask of classes.
-
-  Args:
-    classes: class numbers `[k]` (integers in [0, C)), or a mask `[C]` or
-      `[n, C]` of bools.
-    num_classes: C.
-
-  Returns:
-    `[C]` or `[n, C]` bool.
-
-  Raises:
-    ValueError: no class (in a row), another shape or dtype, a number outside
-      [0, C). The values of traced arrays are not looked at.
-
-  >>> class_mask([0, 2], 3).tolist()
-  [True, False, True]
-  """
-  checks.positive_int("num_classes", num_classes)
-  if not np.size(classes):
-    raise ValueError("classes is empty: a mask needs one class or more.")
-  if _is_bool(classes):
-    _check_mask(classes, num_classes)
-    return jnp.asarray(classes)
-  ids = checks.index_array("classes", classes)
-  if ids.ndim != 1:
-    raise ValueError(
-      f"classes of shape {ids.shape} is not allowed: class numbers must be a "
-      "list."
-    )
-  if checks.is_concrete(classes):
-    low, high = int(np.min(classes)), int(np.max(classes))
-    if low < 0 or high >= num_classes:
-      raise ValueError(
-        f"classes holds numbers from {low} to {high}, which is not allowed: "
-        f"they must be in [0, {num_classes - 1}]."
-      )
-  return jnp.any(ids[:, None] == jnp.arange(num_classes), axis=0)
-
-
-def _check_mask(mask, num_classes) -> None:
-  shape = np.shape(mask)
-  if len(shape) not in (1, 2) or shape[-1] != num_classes:
-    raise ValueError(
-      f"classes of shape {shape} is not allowed: a mask must be "
-      f"[{num_classes}] or [examples, {num_classes}]."
-    )
-  if checks.is_concrete(mask) and not np.any(mask, axis=-1).all():
-    raise ValueError(
-      "classes has no class (in a row): a mask needs one class or more."
-    )
-
-
-def mask_logits(logits: ArrayLike, classes: ArrayLike) -> jax.Array:
-  """Logits with -inf at other classes.
-
-  Use integer labels with them: `log_softmax` is -inf at the classes left out,
-  so a sum over one-hot labels is NaN. The gradient at those logits is 0.
-
-  Args:
-    logits: `[..., C]`.
-    classes: class numbers `[k]`, or a mask `[C]` or `[n, C]`; see
-      `class_mask`.
-
-  Returns:
-    `[..., C]`, dtype of the logits.
-
-  Raises:
-    ValueError: as `class_mask`; a mask with rows for other logits.
-
-  >>> mask_logits([1.0, 2.0, 3.0], [0, 1]).tolist()
-  [1.0, 2.0, -inf]
-  """
-  logits = jnp.asarray(logits)
-  mask = class_mask(classes, logits.shape[-1])
-  if mask.ndim == 2:
-    checks.same_shape("classes", mask.shape, "logits", logits.shape)
-  return jnp.where(mask, logits, -jnp.inf)
+class_mask = class_masks.class_mask
+mask_logits = class_masks.mask_logits
 
 
 class Losses(NamedTuple):
@@ -126,31 +43,6 @@ class Losses(NamedTuple):
 
   values: jax.Array
   outside: jax.Array
-
-
-def _check_labels(labels: ArrayLike, logits: jax.Array) -> jax.Array:
-  labels = checks.array("labels", labels)
-  integers = jnp.issubdtype(labels.dtype, jnp.integer)
-  if logits.ndim != 2 or not integers or labels.shape != logits.shape[:1]:
-    raise ValueError(
-      f"labels of shape {labels.shape} and dtype {labels.dtype} are not "
-      f"allowed with logits of shape {logits.shape}: they must be [examples] "
-      "integers and [examples, classes]. One-hot labels do not go with class "
-      "masks, for 0 times -inf is NaN."
-    )
-  return labels
-
-
-def _check_outside(outside, labels, mask) -> None:
-  """Raises for labels outside where they can be seen before the step."""
-  live = jnp.ones(labels.shape, bool) if mask is None else jnp.asarray(mask)
-  wrong = outside & (live != 0)
-  if checks.is_concrete(wrong) and np.asarray(wrong).any():
-    found = sorted(set(np.asarray(labels)[np.asarray(wrong)].tolist()))
-    raise ValueError(
-      f"labels holds {found}, which is not allowed: these classes are outside "
-      "the class mask, and the loss would be infinite."
-    )
 
 
 def masked_losses(
@@ -177,24 +69,12 @@ def masked_losses(
     ValueError: one-hot labels or other shapes; unless traced, a label outside;
       as `class_mask`.
   """
-  logits = jnp.asarray(logits).astype(jnp.float32)
-  labels = _check_labels(labels, logits)
-  num_classes = logits.shape[-1]
-  allowed = jnp.ones(num_classes, bool)
-  if classes is not None:
-    allowed = class_mask(classes, num_classes)
-  if allowed.ndim == 2:
-    checks.same_shape("classes", allowed.shape, "logits", logits.shape)
-  allowed = jnp.broadcast_to(allowed, logits.shape)
-  there = (labels >= 0) & (labels < num_classes)
-  safe = jnp.where(there, labels, 0)[:, None]
-  inside = there & jnp.take_along_axis(allowed, safe, axis=1)[:, 0]
-  _check_outside(~inside, labels, mask)
-  # Rows that do not count take part with all classes: no NaN comes from them.
-  allowed = allowed | ~inside[:, None]
-  log_p = jax.nn.log_softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
-  found = -jnp.take_along_axis(log_p, safe, axis=1)[:, 0]
-  return Losses(jnp.where(inside, found, 0.0), ~inside)
+  logits = jnp.asarray(logits)
+  values, _ = class_masks.masked_cross_entropy(
+    logits, labels, classes, mask=mask
+  )
+  inside = class_masks.labels_inside(labels, classes, logits.shape[-1])
+  return Losses(values, ~inside)
 
 
 def masked_cross_entropy(

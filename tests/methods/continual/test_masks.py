@@ -52,13 +52,13 @@ def test_columns_of_masked_classes_do_not_move():
 @pytest.mark.parametrize(
   ("classes", "words"),
   [
-    ([], "empty"),
-    ([4], "from 4 to 4.*in .0, 3"),
-    ([-1, 0], "from -1 to 0"),
-    ([[0, 1]], "must be a list"),
-    ([False] * 4, "no class"),
-    ([True] * 3, r"must be \[4\]"),
-    ([[True] * 4, [False] * 4], "in a row"),
+    ([], "names no class"),
+    ([4], r"ids \[4\].*in .0, 3"),
+    ([-1, 0], r"ids \[-1\].*in .0, 3"),
+    ([[0, 1]], r"must be \[k\] integers"),
+    ([False] * 4, "names no class"),
+    ([True] * 3, r"a mask must be \[..., 4\]"),
+    ([[True] * 4, [False] * 4], "each row of it"),
     ([0.5], "integers"),
   ],
 )
@@ -74,13 +74,13 @@ def test_bad_masks_are_refused_inside_jit_where_they_are_known():
 
 
 def test_one_hot_labels_are_refused():
-  with pytest.raises(ValueError, match="0 times -inf is NaN"):
+  with pytest.raises(ValueError, match="one-hot"):
     _loss(LOGITS, jnp.array([[0.0, 1.0, 0.0, 0.0]]), [0, 1])
 
 
 @pytest.mark.parametrize("label", [2, -1, 4])
 def test_a_label_outside_is_refused_before_the_step(label):
-  with pytest.raises(ValueError, match=rf"labels holds \[{label}\]"):
+  with pytest.raises(ValueError, match=rf"labels has \[{label}\]"):
     _loss(LOGITS, [label], [0, 1])
 
 
