@@ -12,6 +12,7 @@ from locojax.methods.locoprop.describe import (
   diagnose,
   verify_transfers,
 )
+from locojax.methods.locoprop.exact import exact_squared_update
 from locojax.methods.locoprop.matching import MatchingLoss
 from locojax.methods.locoprop.taps import (
   LayerRecord,
@@ -32,7 +33,7 @@ from locojax.methods.locoprop.transform import (
   make_step,
   notebook_rmsprop,
 )
-from locojax.methods.locoprop.update import exact_squared_update, local_solve
+from locojax.methods.locoprop.update import local_solve
 
 __all__ = [
   "INNER",

@@ -14,6 +14,7 @@ from locojax.core import checks, metrics, trees, types
 from locojax.methods.locoprop import (
   arguments,
   chain,
+  exact,
   matching,
   rows,
   stacking,
@@ -60,7 +61,7 @@ def linear_floor(floor: float = 0.25) -> Callable[[jax.Array, int], jax.Array]:
 
 def constant_local() -> Callable[[jax.Array, int], jax.Array]:
   """Local schedule 1."""
-  return lambda t, num: jnp.ones_like(t, jnp.float32)
+  return lambda t, num: jnp.ones_like(t, jnp.result_type(float))
 
 
 def linear_warmup_decay(
@@ -230,6 +231,16 @@ def _mask(layers: Sequence[str], params, *, inverted: bool = False):
   )
 
 
+def _cast(settings, params):
+  """The parameters as the inner optimiser sees them, see `rows.cast`."""
+  covered = {
+    path: rows.cast(taps.subtree(params, path))
+    for path in settings.covered(params)
+  }
+  leaves = trees.flatten_nested(covered)
+  return trees.map_with_path(lambda path, p: leaves.get(path, p), params)
+
+
 def _inner_of(settings, layers=None):
   """`rate -> inner optimiser` of some layers, or of all that are covered."""
 
@@ -250,7 +261,7 @@ def _transformation(settings, fallback, axis_name):
   def init_fn(params):
     inner_state = optax.EmptyState()
     if settings.solver == "iterative":
-      inner_state = inner_tx(1.0).init(params)
+      inner_state = inner_tx(1.0).init(_cast(settings, params))
     return LocoPropState(
       jnp.zeros([], jnp.int32), inner_state, fallback_tx.init(params)
     )
@@ -287,7 +298,7 @@ def _local_updates(settings, tape, grads, state, params):
   inner_tx, inner_state = _inner_of(settings), state.inner
   iterative = settings.solver == "iterative"
   if iterative and not settings.persist_inner_state:
-    inner_state = inner_tx(1.0).init(params)
+    inner_state = inner_tx(1.0).init(_cast(settings, params))
   if not settings.in_turn:
     records = {path: layers[path] for path in covered}
     delta, inner_state = solve(records, inner_tx, inner_state)
@@ -342,7 +353,7 @@ def _solve(
   for path, records in layers.items():
     layer_grads = taps.subtree(grads, path)
     if settings.solver == "exact":
-      delta[path] = update.exact_delta(
+      delta[path] = exact.exact_delta(
         records, layer_grads, rates[0], options[path], shift
       )
       continue
@@ -354,8 +365,10 @@ def _solve(
       options[path],
       shift,
     )
-    num = sum(rows.count(r) for r in records)
-    scale[path] = 1 / num if settings.local_reduction == "mean" else 1.0
+    if settings.local_reduction == "mean":
+      num = sum(rows.kept(r) for r in records)
+      num = update.sum_over_devices(num, options[path])
+      scale[path] = 1 / jnp.maximum(num, 1)
   if settings.solver == "exact":
     return delta, inner_state
   return _iterate(
