@@ -10,6 +10,7 @@ from locojax.methods.locoprop.chain import verify_chain
 from locojax.methods.locoprop.describe import (
   describe,
   diagnose,
+  verify_gradients,
   verify_transfers,
 )
 from locojax.methods.locoprop.exact import exact_squared_update
@@ -60,5 +61,6 @@ __all__ = [
   "tap",
   "target_outside",
   "verify_chain",
+  "verify_gradients",
   "verify_transfers",
 ]

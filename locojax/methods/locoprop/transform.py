@@ -125,7 +125,13 @@ def locoprop(
   `optax.apply_updates`, `optax.chain` and checkpoints work as for any other
   transformation. The local gradient is gamma `grads` at W0 plus its change
   along the way, so a transformation before this one (clipping) acts on the
-  first term. `optax.MultiSteps` does not fit: it adds up gradients, not tapes.
+  first term. `optax.MultiSteps` does not fit, and is refused: it adds up
+  gradients, not tapes.
+
+  A layer's local problem is computed in float64 where its parameters are, else
+  in float32, and so is the state of the inner optimiser; updates come in the
+  dtype of the parameters. Rows that a mask of the tape takes out count for
+  nothing, whatever they hold.
 
   Args:
     learning_rate: local learning rate eta, or a schedule of the outer count.
@@ -403,6 +409,14 @@ def _iterate(settings, inner_tx, inner_state, problems, params, scale, rates):
   return unwrap(delta), inner_state
 
 
+def _finite(x, mask):
+  """`x` with 0 for what is not finite in rows that do not count."""
+  rows_ = jnp.shape(x)[:1] == jnp.shape(mask)
+  if not rows_ or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+    return x
+  return jnp.where(jnp.isfinite(x), x, rows.masked(x, mask))
+
+
 def make_step(
   loss_fn: types.LossFn,
   tx: optax.GradientTransformation,
@@ -419,7 +433,8 @@ def make_step(
       no tape is run as ever.
     layers, filter: what to capture, see `taps.capture`.
     row_mask: `batch -> [batch]`, zero for examples that the loss masks; they
-      then take no part in the local problems either.
+      then take no part in the local problems either. What is not finite in
+      them is zero for the loss too, for 0 times NaN would be NaN in a gradient.
 
   Returns:
     `(TrainState, batch) -> (TrainState, metrics)`.
@@ -428,11 +443,14 @@ def make_step(
   tx = optax.with_extra_args_support(tx)
 
   def step(state, batch):
+    mask = None if row_mask is None else row_mask(batch)
+    if mask is not None:
+      batch = jax.tree.map(lambda x: _finite(x, mask), batch)
     (loss, (measured, model_state)), grads, tape = captured(
       state.params, state.model_state, batch, state.step_key()
     )
-    if row_mask is not None:
-      tape = tape.with_row_mask(row_mask(batch))
+    if mask is not None:
+      tape = tape.with_row_mask(mask)
     updates, opt_state = tx.update(
       grads, state.opt_state, state.params, tape=tape, value=loss
     )
