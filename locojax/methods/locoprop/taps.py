@@ -315,7 +315,8 @@ def _recording(recorder: _Recorder, layers: tuple[type, ...]) -> Iterator[None]:
   def interceptor(next_fun, args, kwargs, context):
     module, method = context.module, context.method_name
     if _recorder.get() is recorder:
-      recorder.unfit |= _unfit(module, method, layers)
+      for path, why in _unfit(module, method, layers).items():
+        recorder.unfit.setdefault(path, why)
     seen = method == "__call__" and isinstance(module, layers)
     if not seen or _recorder.get() is not recorder:
       return next_fun(*args, **kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 
 import jax
@@ -126,8 +125,20 @@ DTYPES = {
   "mixed": (jnp.bfloat16, jnp.float32, 2**-8),
 }
 TABLE = [
-  *((name, x64) for name in DTYPES for x64 in (False, True)),
+  ("bfloat16", False),
+  ("float32", True),
   ("float64", True),
+  *(
+    pytest.param(*case, marks=pytest.mark.slow)
+    for case in [
+      ("bfloat16", True),
+      ("float16", False),
+      ("float16", True),
+      ("float32", False),
+      ("mixed", False),
+      ("mixed", True),
+    ]
+  ),
 ]
 FLOAT64 = (np.float64, np.float64, 1e-10)
 
