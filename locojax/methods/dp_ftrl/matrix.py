@@ -354,7 +354,10 @@ def fit_blt(
     noise = np.cumsum(signal.lfilter([1.0], c, impulse))
     variance = np.cumsum(noise**2)
     squared = sensitivity.toeplitz(
-      c, max_participations=max_participations, min_sep=min_sep
+      c,
+      num_rounds=num_rounds,
+      max_participations=max_participations,
+      min_sep=min_sep,
     )
     return squared * reduce(variance)
 
