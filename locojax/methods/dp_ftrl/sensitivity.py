@@ -233,7 +233,7 @@ def fixed_order(
     ("num_trees", num_trees),
   ):
     checks.positive_int(name, value)
-  checks.nonnegative("virtual", virtual)
+  checks.nonnegative_int("virtual", virtual)
   size, worst = steps_per_epoch * num_epochs, 0
   for place in range(steps_per_epoch):
     rounds = place + steps_per_epoch * np.arange(num_epochs)
