@@ -273,9 +273,10 @@ def with_batch(
   """A step that sees `transform(batch, key)` (mixup, noise, relabelling).
 
   The key is a function of the run's key, the step and `stream`, and differs
-  from the key of the loss. Give two such wrappers different streams.
+  from the key of the loss. Give two such wrappers different streams, which are
+  integers in [0, 2^32).
   """
-  checks.nonnegative("stream", stream)
+  checks.int_in_range("stream", stream, 0, 2**32 - 1)
 
   def wrapped(state: types.TrainState, batch: types.Batch):
     key = jax.random.fold_in(state.step_key(), _BATCH_STREAM)

@@ -418,3 +418,10 @@ def test_many_updates_a_step_do_not_wrap_around():
     first = 2_147_483_000 if first is None else first
     np.testing.assert_allclose(found["at"], first, rtol=1e-6)
     assert after.step == min(at + 1, 2**31 - 1)
+
+
+@pytest.mark.parametrize("stream", [0.5, -1, 2**32, True])
+def test_streams_are_integers_of_32_bits(stream):
+  """0.5 would be stream 0 again, and 2^32 too."""
+  with pytest.raises(ValueError, match=f"stream={stream} is not allowed"):
+    steps.with_batch(lambda s, b: (s, {}), lambda b, k: b, stream=stream)

@@ -339,8 +339,8 @@ def _blt_loss(theta, omega, num, k, b, objective: str) -> float:
     total[i * b :] += c[: num - i * b]
   noise = np.cumsum(_blt_inverse_coefficients(theta, omega, num))
   variance = np.cumsum(noise**2)  # the last one is the largest
-  return total @ total * (
-    variance.mean() if objective == "mean" else variance[-1]
+  return (
+    total @ total * (variance.mean() if objective == "mean" else variance[-1])
   )
 
 

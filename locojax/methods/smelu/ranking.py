@@ -274,12 +274,8 @@ class HistogramAUC:
 
 
 def _added(histogram, positives, negatives):
-  one = narrow.two_sum(
-    histogram.positives, histogram.positives_rest, positives
-  )
-  two = narrow.two_sum(
-    histogram.negatives, histogram.negatives_rest, negatives
-  )
+  one = narrow.two_sum(histogram.positives, histogram.positives_rest, positives)
+  two = narrow.two_sum(histogram.negatives, histogram.negatives_rest, negatives)
   names = ("positives", "positives_rest", "negatives", "negatives_rest")
   return dataclasses.replace(histogram, **dict(zip(names, one + two)))
 
