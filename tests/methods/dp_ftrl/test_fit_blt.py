@@ -61,7 +61,7 @@ def _variances(c):
 def test_a_fit_is_as_good_as_the_best_known(setting):
   num, _, k, b, objective = setting
   theta, omega = _fit(*setting)
-  assert (np.diff(theta) <= 0).all() and (0 < theta).all() and theta[0] < 1
+  assert (np.diff(theta) <= 0).all() and (theta > 0).all() and theta[0] < 1
   c = matrix.blt_coefficients(theta, omega, num)
   assert (np.diff(c) <= 1e-12).all() and (c >= 0).all()
   squared = sensitivity.toeplitz(
