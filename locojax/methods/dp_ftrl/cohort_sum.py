@@ -19,6 +19,7 @@ import optax
 
 from locojax.core import checks, metrics, narrow, trees, types
 from locojax.methods.dp_ftrl import clipping, noise
+from locojax.methods.dp_ftrl import sums as sums_lib
 
 _ROUNDING_STREAM = 0x6819D
 _MAX_CELLS = 2**23
@@ -192,7 +193,7 @@ def _check_cells(plan: Plan, num_clients: int) -> None:
     return
   largest = num_clients * (plan.clip_norm / plan.grid + 1)
   if largest > _MAX_CELLS:
-    raise noise.RoundedAway(
+    raise sums_lib.RoundedAway(
       f"grid={plan.grid} is not allowed with clip_norm={plan.clip_norm} and "
       f"{num_clients} clients: their sum could reach {largest:.6g} cells, and "
       f"float32 is exact up to {_MAX_CELLS} with the noise on top."

@@ -28,23 +28,16 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from locojax.core import checks, narrow, trees, types
-from locojax.methods.dp_ftrl import keys, matrix, sampling, tree
+from locojax.core import checks, trees, types
+from locojax.methods.dp_ftrl import keys, matrix, sampling, sums, tree
 
 MECHANISMS = ("tree", "independent", "none")
 # Rounds are counted in int32.
 MAX_ROUNDS = 2**31 - 1
-# Clients by noise multiplier: beyond, one step of float32 at the largest sum,
-# m C, is over a quarter of the noise, z C.
-_MAX_CLIENTS = 2.0**21
 
 
 class Closed(ValueError):
   """A mechanism gives no more noise: its rounds are over, or its norm grew."""
-
-
-class RoundedAway(ValueError):
-  """Noise would be lost in the rounding of the sums that it is added to."""
 
 
 class TreeNoiseState(NamedTuple):
@@ -102,7 +95,7 @@ def _check(noise_multiplier, clip_norm, key, allow_no_privacy) -> float:
   keys.check(key)
   std = noise_multiplier * clip_norm
   limits = np.finfo(np.float32)
-  if std and not limits.tiny <= std <= limits.max:
+  if std and not float(limits.tiny) <= std <= float(limits.max):
     raise ValueError(
       f"noise_multiplier={noise_multiplier} and clip_norm={clip_norm} are not "
       "allowed together: their product is the deviation of noise in float32, "
@@ -113,24 +106,6 @@ def _check(noise_multiplier, clip_norm, key, allow_no_privacy) -> float:
 
 def _check_max_rounds(max_rounds: int) -> None:
   checks.int_in_range("max_rounds", max_rounds, 1, MAX_ROUNDS)
-
-
-def check_sums(sums: types.PyTree) -> None:
-  """Refuses sums over clients of fewer than 32 bits.
-
-  What a client adds is rounded there in steps that depend on all the others,
-  so that the clip norm does not bound it, and noise below a step is lost.
-
-  Raises:
-    RoundedAway: names the array and its dtype.
-  """
-  for path, x in trees.flatten(sums).items():
-    if narrow.is_narrow(x):
-      raise RoundedAway(
-        f"the sum {path!r} of dtype {x.dtype} is not allowed: noise, and what "
-        "a client adds, would be rounded away beside the sum of the others. It "
-        "must be float32 or wider, whatever the dtype of the parameters."
-      )
 
 
 def _check_arrays(params: types.PyTree) -> None:
@@ -281,7 +256,7 @@ def add_tree_noise(
 
   Raises:
     ValueError: a bad setting.
-    RoundedAway: in `update`, sums of fewer than 32 bits (`check_sums`).
+    RoundedAway: in `update`, sums of fewer than 32 bits (`sums.check_wide`).
   """
   own_norm = clip_norm
   std = _check(noise_multiplier, clip_norm, key, allow_no_privacy)
@@ -306,7 +281,7 @@ def add_tree_noise(
 
   def update(updates, state, params=None, *, clip_norm=None, **extra):
     del params, extra
-    check_sums(updates)
+    sums.check_wide(updates)
     fresh = starts(state.step) & (state.step > 0)
     tree_id = state.tree_id + fresh
     begins = starts(state.step)
@@ -413,7 +388,7 @@ def quantize(
     RoundedAway: an array of 16 bits, which cannot hold the cells.
   """
   checks.positive("grid", grid)
-  check_sums(update)
+  sums.check_wide(update)
 
   def one(path, x):
     cells = x.astype(jnp.float32) / jnp.float32(grid)
@@ -458,7 +433,7 @@ def add_matrix_noise(
   Raises:
     ValueError: a bad setting, or a strategy with fewer rounds; in `update`, a
       `clip_norm` that is larger or an array.
-    RoundedAway: in `update`, sums of fewer than 32 bits (`check_sums`).
+    RoundedAway: in `update`, sums of fewer than 32 bits (`sums.check_wide`).
   """
   own_norm = clip_norm
   std = _check(noise_multiplier, clip_norm, key, allow_no_privacy)
@@ -476,7 +451,7 @@ def add_matrix_noise(
 
   def update(updates, state, params=None, *, clip_norm=None, **extra):
     del params, extra
-    check_sums(updates)
+    sums.check_wide(updates)
     _check_follows(clip_norm, own_norm, f"the strategy {strategy.name!r}")
 
     def draw(path, x):
@@ -594,30 +569,9 @@ def dp_ftrl(
   else:
     _check(0.0, clip_norm, key, allow_no_privacy)
     noise = optax.identity()
-  if mechanism != "none" and num_clients > _MAX_CLIENTS * noise_multiplier > 0:
-    raise RoundedAway(
-      f"num_clients={num_clients} with noise_multiplier={noise_multiplier} is "
-      "not allowed: beside a sum of so many clients float32 rounds their noise "
-      f"away. At most {_MAX_CLIENTS * noise_multiplier:.6g}."
-    )
+  if mechanism != "none":
+    sums.check_clients(num_clients, noise_multiplier)
   sgd = optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov)
   if restart is not None and restart.behaviour == "reset":
     sgd = reset_trace(sgd, restart.starts_tree)
-  return on_sums(optax.chain(noise, optax.scale(1.0 / num_clients), sgd))
-
-
-def on_sums(
-  tx: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
-  """A server's `tx` on sums of 32 bits or more, parameters of any dtype.
-
-  See `narrow.carried`; sums of 16 bits are refused, not widened.
-  """
-  tx = optax.with_extra_args_support(tx)
-  init, update = narrow.carried(tx.init, tx.update)
-
-  def checked(updates, state, params=None, **extra):
-    check_sums(updates)
-    return update(updates, state, params, **extra)
-
-  return optax.GradientTransformationExtraArgs(init, checked)
+  return sums.on_sums(optax.chain(noise, optax.scale(1.0 / num_clients), sgd))

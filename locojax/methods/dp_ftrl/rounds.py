@@ -37,6 +37,7 @@ import optax
 from locojax.core import checks, metrics, trees, types
 from locojax.methods.dp_ftrl import clipping, cohort_sum
 from locojax.methods.dp_ftrl import noise as noise_lib
+from locojax.methods.dp_ftrl import sums as sums_lib
 
 # Metrics with this prefix, and `loss`, come from private data without noise.
 NOT_PRIVATE = "not_private/"
@@ -87,7 +88,7 @@ def server_sgd(
     checks.refuse("momentum", momentum, "above 0 with nesterov=True")
   sgd = optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov)
   parts = [] if noise is None else [noise]
-  return noise_lib.on_sums(
+  return sums_lib.on_sums(
     optax.chain(*parts, optax.scale(1.0 / num_clients), sgd)
   )
 
@@ -119,7 +120,7 @@ def init_state(
     ValueError: adaptive clipping of updates whose noise cannot follow it.
   """
   _check_clip(clip)
-  opt_state = noise_lib.on_sums(tx).init(params)
+  opt_state = sums_lib.on_sums(tx).init(params)
   if isinstance(clip, clipping.QuantileClip):
     _check_noise_follows(opt_state)
   if isinstance(clip, clipping.QuantileClip):
@@ -237,7 +238,7 @@ def make_step(
   _check_clip(clip)
   checks.positive_int("clients_per_chunk", clients_per_chunk)
   checks.one_of("report", report, REPORTS)
-  tx = noise_lib.on_sums(tx)
+  tx = sums_lib.on_sums(tx)
   plan = cohort_sum.Plan(
     loss_fn,
     optax.with_extra_args_support(client_tx),

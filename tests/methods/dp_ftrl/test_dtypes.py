@@ -24,6 +24,7 @@ from locojax.methods.dp_ftrl import (
   matrix,
   noise,
   rounds,
+  sums,
   tree,
 )
 
@@ -122,13 +123,13 @@ def _server(mechanism="tree", **changes):
 
 def _run(tx, params, num, state=None):
   """The parameters after each of `num` rounds of one sum."""
-  sums = jax.tree.map(
+  given = jax.tree.map(
     lambda p: jnp.full(p.shape, 0.25, narrow.wide_dtype(p.dtype)), params
   )
 
   def step(carry, _):
     params, state = carry
-    updates, new = tx.update(sums, state, params)
+    updates, new = tx.update(given, state, params)
     chex.assert_trees_all_equal_dtypes(updates, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
     params = optax.apply_updates(params, updates)
@@ -260,9 +261,9 @@ def test_short_local_steps_are_not_lost(dtype):
   state = rounds.init_state(
     params, optax.identity(), clip=clipping.Clip(1.0), key=KEY
   )
-  sums = cohort_sum.sum_clients(plan, state, cohort, (None, None), KEY)
-  assert sums.update["w"].dtype == jnp.float32
-  np.testing.assert_allclose(sums.update["w"], 0.02, rtol=1e-3)
+  found = cohort_sum.sum_clients(plan, state, cohort, (None, None), KEY)
+  assert found.update["w"].dtype == jnp.float32
+  np.testing.assert_allclose(found.update["w"], 0.02, rtol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -299,15 +300,15 @@ def test_sums_of_16_bits_are_refused(name, dtype="bfloat16"):
     "server_sgd": lambda: rounds.server_sgd(0.1, num_clients=10),
   }
   tx, params = made[name](), {"w": jnp.zeros(3, dtype)}
-  with pytest.raises(noise.RoundedAway, match=f"sum 'w' of dtype {dtype}"):
+  with pytest.raises(sums.RoundedAway, match=f"sum 'w' of dtype {dtype}"):
     tx.update(params, tx.init(params), params)
-  with pytest.raises(noise.RoundedAway, match="must be float32 or wider"):
+  with pytest.raises(sums.RoundedAway, match="must be float32 or wider"):
     noise.quantize(params, 0.1, key=KEY)
 
 
 def test_what_float32_would_round_away_is_refused():
   with pytest.raises(
-    noise.RoundedAway, match="num_clients=10000000.0 .* 2.0971"
+    sums.RoundedAway, match="num_clients=10000000.0 .* 2.0971"
   ):
     _server(num_clients=1e7, noise_multiplier=1.0)
   _server(num_clients=6500, noise_multiplier=0.01)
@@ -324,7 +325,7 @@ def test_what_float32_would_round_away_is_refused():
   state = rounds.init_state(
     {"w": jnp.ones(8)}, optax.identity(), clip=clipping.Clip(0.5), key=KEY
   )
-  with pytest.raises(noise.RoundedAway, match="3.35544e.07 cells"):
+  with pytest.raises(sums.RoundedAway, match="3.35544e.07 cells"):
     step(state, _cohort())
 
 
