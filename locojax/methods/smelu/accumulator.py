@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from locojax.core import checks, metrics
+from locojax.core import checks, metrics, narrow
 from locojax.methods.smelu import differences, ranking
 
 DEVIATION = (
@@ -135,11 +135,13 @@ class PDAccumulator:
   `init` gives an empty one and `update` adds a batch: a pure function that may
   run under `jit`, on batches sharded over the examples. `merge` joins those of
   two parts of the data. Sums of pairs are kept apart, for intervals over
-  models. Sums are float32 unless another `dtype` is asked for: beyond some
-  10^7 examples take float64, or merge accumulators of about equal parts.
+  models. Sums are float32 unless another `dtype` is asked for; what they round
+  off is kept beside them (`core/narrow.py`), so that examples count beyond the
+  2^24 where float32 alone would lose them.
 
   Attributes:
     means: name -> `Mean` of a `[rows]` total and the `[]` weight.
+    rests: likewise, what these rounded off.
     lowest: `[M]` least prediction of each model.
     eps: floor of the denominator of relative differences.
     threshold: of the decisions for binary predictions.
@@ -152,6 +154,7 @@ class PDAccumulator:
   """
 
   means: dict[str, metrics.Mean]
+  rests: dict[str, metrics.Mean]
   lowest: jax.Array
   eps: float = dataclasses.field(metadata={"static": True})
   threshold: float = dataclasses.field(metadata={"static": True})
@@ -193,7 +196,8 @@ class PDAccumulator:
       for name, t in totals.items()
     }
     lowest = jnp.full(num_models, jnp.inf, dtype)
-    return cls(means, lowest, eps, threshold, labelled)
+    rests = jax.tree.map(jnp.zeros_like, means)
+    return cls(means, rests, lowest, eps, threshold, labelled)
 
   @property
   def num_models(self) -> int:
@@ -243,8 +247,23 @@ class PDAccumulator:
       name: metrics.Mean(t.astype(dtype), weight.astype(dtype))
       for name, t in totals.items()
     }
-    found = dataclasses.replace(self, means=means, lowest=lowest.astype(dtype))
-    return self.merge(found)
+    return self._with(means, lowest.astype(dtype))
+
+  def _with(self, means, lowest) -> PDAccumulator:
+    """The sums with those of more examples."""
+    out, rests = {}, {}
+    for name, new in means.items():
+      old, rest = self.means[name], self.rests[name]
+      total = narrow.two_sum(old.total, rest.total, new.total)
+      weight = narrow.two_sum(old.weight, rest.weight, new.weight)
+      out[name] = metrics.Mean(total[0], weight[0])
+      rests[name] = metrics.Mean(total[1], weight[1])
+    return dataclasses.replace(
+      self,
+      means=out,
+      rests=rests,
+      lowest=jnp.minimum(self.lowest, lowest),
+    )
 
   def merge(self, other: PDAccumulator) -> PDAccumulator:
     """The sums over the examples of both."""
@@ -255,11 +274,8 @@ class PDAccumulator:
         "accumulators of different (eps, threshold, labelled, num_models) do "
         f"not merge: {mine} and {its}."
       )
-    return dataclasses.replace(
-      self,
-      means=metrics.merge(self.means, other.means),
-      lowest=jnp.minimum(self.lowest, other.lowest),
-    )
+    both = self._with(other.means, other.lowest)
+    return both._with(other.rests, other.lowest)
 
   def rows(self) -> dict[str, jax.Array]:
     """Name -> means of each pair, model or class; NaN while empty.
@@ -267,7 +283,8 @@ class PDAccumulator:
     Shapes are as in the table at the head of this file: `[1]`, `[P]` or `[M]`.
     Give a `[P]` array to `intervals.jackknife_models`.
     """
-    return {name: m.value() for name, m in self.means.items()}
+    both = metrics.merge(self.means, self.rests)
+    return {name: m.value() for name, m in both.items()}
 
   def compute(self) -> dict[str, jax.Array]:
     """Name -> mean over pairs or models, `[]`; NaN while empty.

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from locojax.core import checks
+from locojax.core import checks, narrow
 from locojax.methods.smelu import differences
 
 AVERAGES = ("queries", "weights")
@@ -202,15 +202,21 @@ class HistogramAUC:
   of such pairs (`max_error`). `init` gives an empty one; `update` is pure and
   jittable, and counts of devices or batches are merged by addition.
 
+  Counts go on beyond the 2^24 where one more is lost in float32: what a sum
+  rounds off is kept beside it (`core/narrow.py`). One batch must stay below.
+
   Attributes:
     positives: `[bins]` weight of label 1.
     negatives: `[bins]` weight of label 0.
+    positives_rest, negatives_rest: `[bins]`, what these rounded off.
     low: least score; lower ones go to the first bin.
     high: greatest score; higher ones go to the last bin.
   """
 
   positives: jax.Array
   negatives: jax.Array
+  positives_rest: jax.Array
+  negatives_rest: jax.Array
   low: float = dataclasses.field(default=0.0, metadata={"static": True})
   high: float = dataclasses.field(default=1.0, metadata={"static": True})
 
@@ -222,7 +228,7 @@ class HistogramAUC:
     checks.positive_int("num_bins", num_bins)
     checks.positive("high - low", high - low)
     empty = jnp.zeros(num_bins)
-    return cls(empty, empty, low, high)
+    return cls(*4 * (empty,), low, high)
 
   def update(
     self,
@@ -247,7 +253,11 @@ class HistogramAUC:
         f"histograms of different (bins, low, high) do not merge: {mine} and "
         f"{its}."
       )
-    return jax.tree.map(jnp.add, self, other)
+    return _added(
+      _added(self, other.positives, other.negatives),
+      other.positives_rest,
+      other.negatives_rest,
+    )
 
   @jax.jit
   def compute(self) -> jax.Array:
@@ -263,8 +273,16 @@ class HistogramAUC:
     return jnp.sum(positives * negatives) / 2
 
 
+def _added(histogram, positives, negatives):
+  one = narrow.two_sum(histogram.positives, histogram.positives_rest, positives)
+  two = narrow.two_sum(histogram.negatives, histogram.negatives_rest, negatives)
+  names = ("positives", "positives_rest", "negatives", "negatives_rest")
+  return dataclasses.replace(histogram, **dict(zip(names, one + two)))
+
+
 def _shares(histogram):
-  positives, negatives = histogram.positives, histogram.negatives
+  positives = histogram.positives + histogram.positives_rest
+  negatives = histogram.negatives + histogram.negatives_rest
   return positives / jnp.sum(positives), negatives / jnp.sum(negatives)
 
 
@@ -278,10 +296,9 @@ def _count(histogram, scores, labels, weights):
   place = jnp.clip(place, 0, size - 1).astype(int)
   hits = jnp.where(labels == 1, weights, 0)
   misses = jnp.where(labels == 1, 0, weights)
-  return dataclasses.replace(
-    histogram,
-    positives=histogram.positives.at[place].add(hits),
-    negatives=histogram.negatives.at[place].add(misses),
+  zeros = jnp.zeros_like(histogram.positives)
+  return _added(
+    histogram, zeros.at[place].add(hits), zeros.at[place].add(misses)
   )
 
 
