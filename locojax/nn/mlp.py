@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from locojax.core import checks
+from locojax.core import arrays, checks
 
 Activation = Callable[[jax.Array], jax.Array]
 NORMALIZATIONS = (None, "layer", "weight", "batch")
@@ -118,7 +118,8 @@ class MLP(nn.Module):
     Args:
       x: `[..., din]`.
       train: use dropout, and the statistics of the batch in BatchNorm.
-      mask: `[...]`, zero for the examples that BatchNorm is to ignore.
+      mask: `[...]`, zero for the examples that BatchNorm is to ignore. They
+        count as zeros, whatever they hold.
 
     Returns:
       `[..., features[-1]]`.
@@ -130,6 +131,7 @@ class MLP(nn.Module):
     checks.float_dtype("dtype", self.dtype)
     checks.one_of("normalization", self.normalization, NORMALIZATIONS)
     checks.in_range("dropout_rate", self.dropout_rate, 0.0, 1.0)
+    x = arrays.kept(x, mask)
     for i in range(len(self.features)):
       x = self._layer(i)(x)
       if i < len(self.features) - 1:

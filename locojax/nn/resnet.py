@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from locojax.core import checks
+from locojax.core import arrays, checks
 
 NORMS = ("batch", "group")
 SHORTCUTS = ("activated", "input")
@@ -166,7 +166,8 @@ class PreActResNet(nn.Module):
       train: whether batch norm takes the statistics of the batch (and updates
         the running ones), or the running ones.
       mask: `[B]`, true at real examples; the others stay out of the batch
-        statistics, for which at least one must be real. None if all are.
+        statistics, for which at least one must be real, and count as zeros,
+        whatever they hold. None if all are real.
       return_features: also give what the last layer sees.
 
     Returns:
@@ -190,6 +191,7 @@ class PreActResNet(nn.Module):
     mode = {"train": train, "mask": None}
     if mask is not None:
       mode["mask"] = mask.astype(bool)[:, None, None, None]
+      images = arrays.kept(images, mask)
     x = conv(self.width, 3, 1, name="stem")(images)
     x = norm(name="stem_norm")(x, **mode)
     for i, size in enumerate(self.stage_sizes):
