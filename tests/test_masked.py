@@ -61,11 +61,11 @@ def _classes(num=E):
 
 def _auxiliary(params, inputs, mask):
   del params
-  x, a = inputs["logits"], auxiliary
+  x, gates, a = inputs["logits"], inputs["gates"], auxiliary
   return {
-    "importance": a.importance_loss(jnp.exp(x), mask=mask),
-    "load": a.load_loss(x, x + 0.1, noise_std=0.3, top_k=2, mask=mask),
-    "gshard": a.gshard_loss(jnp.exp(x), mask=mask),
+    "importance": a.importance_loss(gates, mask=mask),
+    "load": a.load_loss(x, gates, noise_std=0.3, top_k=2, mask=mask),
+    "gshard": a.gshard_loss(gates, mask=mask),
     "z": a.router_z_loss(x, mask=mask),
     "local": a.local_entropy_loss(x, mask=mask),
     "mean": a.mean_gate_entropy(x, mask=mask),
@@ -212,14 +212,16 @@ def _normalised_row(module, x, **train):
   variables = module.init(KEY, x, **train)
 
   def f(params, inputs, mask):
-    y, _ = module.apply(
+    y, new = module.apply(
       {**variables, "params": params},
       inputs["x"],
       mask=mask,
       train=True,
       mutable=["batch_stats"],
     )
-    return {"y": jnp.where(mask[:, None] != 0, jnp.sin(y), 0).sum(axis=0)}
+    y = jnp.where(mask[:, None] != 0, jnp.sin(y), 0).sum(axis=0)
+    stats = jax.lax.stop_gradient(jax.tree.leaves(new))
+    return {"y": y, **{f"statistic {i}": s for i, s in enumerate(stats)}}
 
   return Row(f, {"x": x}, variables["params"])
 
@@ -259,8 +261,7 @@ def _instance(params, inputs, mask):
       weights = weigh(**setting)
       out[f"{name}{setting}"] = weights[:LEFT]
   out["lambda"] = ciw.lambda_for_radius(losses, 0.1, mask=mask)
-  out["uniform"] = jnp.max(out["kllam"]) if "kllam" in out else losses.sum() * 0
-  del out["uniform"]
+  out["uniform"] = ciw.uniform_weights(losses, mask=mask)[:LEFT]
   return out
 
 
@@ -341,10 +342,10 @@ def _clicks(params, inputs, mask):
 
 
 def _core(params, inputs, mask):
-  x, y = inputs["logits"] * params, inputs["labels"]
+  x, y = inputs["logits"], inputs["labels"]
   each = labels.cross_entropy(x, y, mask)
   return {
-    "mean": metrics.mean(x, mask).loss(),
+    "mean": params * metrics.mean(x, mask).loss(),
     "entropy": metrics.mean(each, mask).loss(),
     "accuracy": metrics.accuracy(x, y, mask).total,
     "top": metrics.top_k_accuracy(x, y, 2, mask).total,
@@ -367,7 +368,9 @@ def _table() -> dict[str, Callable[[], Row]]:
   many = lambda: np.asarray(jax.nn.softmax(_normal(N, 3, E, seed=5)))
   weights = lambda: _normal(E, D, D, seed=6)
   rows = {
-    "auxiliary": lambda: Row(_auxiliary, {"logits": logits()}),
+    "auxiliary": lambda: Row(
+      _auxiliary, {"logits": logits(), "gates": gates()}
+    ),
     "routers": lambda: Row(
       _routers, {"gates": gates(), "x": _normal(N, D)}, _normal(D, E, 2, seed=7)
     ),

@@ -106,8 +106,11 @@ def spoil(values: jax.Array, bad: jax.Array) -> jax.Array:
     values: `[...]` floats.
     bad: of the leading axes of `values`.
   """
+  bad = arrays.spread(bad, values.ndim)
   factor = jnp.where(bad, jnp.nan, 1.0).astype(values.dtype)
-  return values * arrays.spread(factor, values.ndim)
+  # The product is for the gradient. Alone it is not enough for values: XLA
+  # makes a choice of the product of a converted boolean, and 0 of 0 times NaN.
+  return jnp.where(bad, jnp.nan, values * factor)
 
 
 def cross_entropy(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from locojax.core import arrays, checks
+from locojax.nn import norms
 
 Activation = Callable[[jax.Array], jax.Array]
 NORMALIZATIONS = (None, "layer", "weight", "batch")
@@ -99,9 +100,9 @@ class MLP(nn.Module):
     if self.normalization == "layer":
       return nn.LayerNorm(dtype=self.dtype, name=f"norm_{i}")(x)
     if self.normalization == "batch":
-      keep = None if mask is None else (mask != 0)[..., None]
+      keep = None if mask is None else mask[..., None]
       norm = nn.BatchNorm(momentum=0.9, dtype=self.dtype, name=f"norm_{i}")
-      return norm(x, use_running_average=not train, mask=keep)
+      return norms.batch_norm(norm, x, keep, train=train)
     return x
 
   def _activate(self, x: jax.Array, i: int) -> jax.Array:
