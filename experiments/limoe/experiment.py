@@ -47,6 +47,8 @@ def _experts(config) -> dict[str, Any]:
     out["eval_capacity_factor"] = out["capacity_factor"]
   if out.get("router") == "soft":
     _give_slots(config, out)
+  else:
+    out.pop("slots_per_expert", None)
   return out
 
 
