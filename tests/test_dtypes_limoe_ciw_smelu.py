@@ -218,15 +218,21 @@ def _inputs() -> dict:
     "images": _normal(1, 4, 4, 1, seed=7),
     "numeric": _normal(N, 2, seed=8),
   }
-  key, f32 = jax.random.key(0), lambda name: jnp.float32(made[name])
-  for name, layer in LAYERS.items():
-    made[name] = layer.init(key, f32("tokens"), train=False)["params"]
-  text = jnp.zeros((1, 3), jnp.int32)
-  made["tower"] = TOWER.init(key, f32("images"), text)["params"]
-  for name, module in MODULES.items():
-    made[name] = module.init(key, f32("logits"))["params"]
-  made["ctr"], _ = recommender.init(CTR, key=key, num_numeric=2)
-  return jax.tree.map(lambda x: np.asarray(x, np.float64), made)
+  key, text = jax.random.key(0), jnp.zeros((1, 3), jnp.int32)
+  shapes = lambda f, *x, **k: jax.eval_shape(
+    lambda key: f(key, *x, **k)["params"], key
+  )
+  given = lambda name: jnp.float32(made[name])
+  params = {
+    n: shapes(m.init, given("tokens"), train=False) for n, m in LAYERS.items()
+  }
+  params["tower"] = shapes(TOWER.init, given("images"), text)
+  params |= {n: shapes(m.init, given("logits")) for n, m in MODULES.items()}
+  params["ctr"] = shapes(
+    CTR.init, jnp.zeros((1, 2), jnp.int32), given("numeric")[:1]
+  )
+  draw = lambda s: 0.5 * _normal(*s.shape, seed=len(s.shape))
+  return {**made, **jax.tree.map(draw, params)}
 
 
 # Function, names of its inputs, whether it computes in the dtype of these.
@@ -249,14 +255,15 @@ TABLE = {
 }
 
 
-def _run(name: str, dtype: str):
-  """Values and gradients, the inputs rounded to a dtype."""
-  f, names, _ = TABLE[name]
-  x = {n: _inputs()[n] for n in names}
-  return jax.tree.map(lambda a: jnp.asarray(a.astype(jnp.dtype(dtype))), x), f
+def _rounded(name: str, dtype: str):
+  """The inputs of a row in a dtype, as NumPy arrays."""
+  x = {n: _inputs()[n] for n in TABLE[name][1]}
+  return jax.tree.map(lambda a: a.astype(jnp.dtype(dtype)), x)
 
 
 def _values(f, x):
+  """Values, and the gradients of their sum."""
+
   def total(x):
     out = f(x)
     leaves = [jnp.sum(arrays.as_float(v)) for v in jax.tree.leaves(out)]
@@ -268,18 +275,13 @@ def _values(f, x):
 
 @functools.cache
 def _reference(name: str, dtype: str):
-  x, f = _run(name, dtype)
+  wide = jax.tree.map(lambda a: a.astype(np.float64), _rounded(name, dtype))
   with jax.enable_x64(True):
-    wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), x)
-    return jax.tree.map(np.asarray, _values(f, wide))
+    return jax.tree.map(np.asarray, _values(TABLE[name][0], wide))
 
 
 def _near(found, wanted, tolerance, name):
-  wanted = np.asarray(wanted, np.float64)
-  found = np.asarray(
-    found.astype(jnp.float64 if found.dtype == jnp.float64 else jnp.float32),
-    np.float64,
-  )
+  found = np.asarray(found).astype(np.float64)
   atol = tolerance * max(1e-3, np.abs(wanted).max(initial=0.0))
   np.testing.assert_allclose(
     found, wanted, rtol=tolerance, atol=atol, err_msg=name
@@ -293,8 +295,7 @@ def test_every_dtype_gives_its_accuracy(name, dtype, x64):
   wanted, wanted_grads = _reference(name, dtype)
   own = TABLE[name][2]
   with jax.enable_x64(x64):
-    x, f = _run(name, dtype)
-    out, grads = _values(f, x)
+    out, grads = _values(TABLE[name][0], _rounded(name, dtype))
     tolerance = OWN[dtype] if own else EXACT.get(dtype, 2e-5)
     pairs = zip(
       jax.tree_util.tree_leaves_with_path(out), jax.tree.leaves(wanted)

@@ -60,8 +60,8 @@ def mean(values: ArrayLike, mask: ArrayLike | None = None) -> Mean:
   return Mean(total, jnp.sum(mask))
 
 
-def _hits(hits, bad, mask) -> Mean:
-  return mean(labels_lib.spoil(hits.astype(jnp.float32), bad), mask)
+def _hits(hits, bad, mask, dtype) -> Mean:
+  return mean(labels_lib.spoil(hits.astype(arrays.wide(dtype)), bad), mask)
 
 
 def accuracy(
@@ -83,7 +83,7 @@ def accuracy(
   """
   logits = jnp.asarray(logits)
   index, bad = labels_lib.check("labels", labels, logits.shape[-1], mask)
-  return _hits(jnp.argmax(logits, axis=-1) == index, bad, mask)
+  return _hits(jnp.argmax(logits, axis=-1) == index, bad, mask, logits.dtype)
 
 
 def top_k_accuracy(
@@ -105,7 +105,8 @@ def top_k_accuracy(
   checks.int_in_range("k", k, 1, logits.shape[-1])
   _, top = jax.lax.top_k(logits, k)
   index, bad = labels_lib.check("labels", labels, logits.shape[-1], mask)
-  return _hits(jnp.any(top == index[..., None], axis=-1), bad, mask)
+  hits = jnp.any(top == index[..., None], axis=-1)
+  return _hits(hits, bad, mask, logits.dtype)
 
 
 def merge(

@@ -184,7 +184,7 @@ def contrastive_sigmoid_loss(
   scale = _scale(log_scale, max_scale, axis_name)
   s = scale * z_img @ _gathered(z_txt, axis_name).T + bias
   labels = _labels(len(z_img), axis_name)
-  y = 2 * jax.nn.one_hot(labels, s.shape[1]) - 1
+  y = 2 * jax.nn.one_hot(labels, s.shape[1], dtype=s.dtype) - 1
   each = _columns(-jax.nn.log_sigmoid(y * s), mask, axis_name, 0.0)
   loss = _mean(jnp.sum(each, axis=1), mask, axis_name)
   s = _columns(s, mask, axis_name, jnp.finfo(s.dtype).min)

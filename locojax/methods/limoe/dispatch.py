@@ -153,7 +153,7 @@ def _dense(x, assignment, experts, num_experts, capacity):
   rows = jnp.broadcast_to(x.reshape(1, g * s, d), (num_experts, g * s, d))
   out = arrays.as_float(experts(rows)).reshape(num_experts, g, s, -1)
   weight = jnp.where(assignment.kept, assignment.weight, 0.0)
-  chosen = jax.nn.one_hot(assignment.expert, num_experts)
+  chosen = jax.nn.one_hot(assignment.expert, num_experts, dtype=weight.dtype)
   return jnp.einsum("gsk,gske,egsd->gsd", weight, chosen, out)
 
 
