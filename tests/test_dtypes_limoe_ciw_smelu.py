@@ -90,18 +90,17 @@ TOWER = limoe.OneTower(
 )
 
 
-def _limoe_modules(x):
-  out = {}
-  for name, layer in LAYERS.items():
-    out[name], _ = layer.apply(
-      {"params": x[name]}, x["tokens"], train=False, mask=MASK[None]
-    )
-  for name in ("einsum", "ragged", "dense"):
-    layer = LAYERS["top_k"].copy(dispatcher=name)
-    variables = {"params": x["top_k"]}
-    out[name], _ = layer.apply(variables, x["tokens"], train=False)
+def _limoe_layer(x, *, of, **changes):
+  layer = LAYERS[of].copy(**changes)
+  y, info = layer.apply(
+    {"params": x[of]}, x["tokens"], train=False, mask=MASK[None]
+  )
+  return {"y": y, "logits": info.logits}
+
+
+def _limoe_tower(x):
   z = TOWER.apply({"params": x["tower"]}, x["images"], jnp.array([[0, 3, 1]]))
-  return {**out, "z_image": z.z_image, "z_text": z.z_text}
+  return {"z_image": z.z_image, "z_text": z.z_text}
 
 
 def _ciw(x):
@@ -242,11 +241,23 @@ TABLE = {
     ("logits", "gates", "image", "text", "t", "bias", "slots"),
     False,
   ),
-  "limoe modules": (
-    _limoe_modules,
-    ("tokens", "images", "tower", *LAYERS),
-    True,
-  ),
+  **{
+    f"limoe {name}": (
+      functools.partial(_limoe_layer, of=name),
+      ("tokens", name),
+      True,
+    )
+    for name in LAYERS
+  },
+  **{
+    f"limoe {name}": (
+      functools.partial(_limoe_layer, of="top_k", dispatcher=name),
+      ("tokens", "top_k"),
+      True,
+    )
+    for name in ("einsum", "ragged", "dense")
+  },
+  "limoe tower": (_limoe_tower, ("images", "tower"), True),
   "ciw losses": (_ciw, ("logits", "gates"), False),
   "ciw modules": (_ciw_modules, ("logits",), True),
   "smelu metrics": (_smelu_metrics, ("gates", "two", "logits"), False),
@@ -289,16 +300,19 @@ def _near(found, wanted, tolerance, name):
 
 
 def _cases() -> list:
-  """All rows in all combinations; the longest quickly in the narrowest two."""
+  """All rows in all combinations, of which the longest have two by default."""
   out = []
   for name in TABLE:
     for dtype, x64 in COMBINATIONS:
-      quick = name != "limoe modules" or (dtype, x64) in _QUICK
+      quick = not name.startswith(_LONG) or (dtype, x64) in _QUICK
       marks = () if quick else pytest.mark.slow
       out.append(pytest.param(name, dtype, x64, marks=marks))
   return out
 
 
+_LONG = tuple(
+  f"limoe {name}" for name in (*LAYERS, "einsum", "ragged", "dense", "tower")
+)
 _QUICK = (("bfloat16", False), ("float64", True))
 
 
