@@ -341,6 +341,16 @@ def _clicks(params, inputs, mask):
   return {"loss": loss, **{n: m.total for n, m in found.items()}}
 
 
+def _clicks_row():
+  inputs = {
+    "categorical": np.stack([_classes(), _classes()], axis=1),
+    "numeric": _normal(N, 2),
+    "label": np.float32(_classes(2)),
+  }
+  params, _ = recommender.init(CTR, key=KEY, num_numeric=2)
+  return Row(_clicks, inputs, params)
+
+
 def _core(params, inputs, mask):
   x, y = inputs["logits"], inputs["labels"]
   each = labels.cross_entropy(x, y, mask)
@@ -425,15 +435,7 @@ def _table() -> dict[str, Callable[[], Row]]:
     "streams": lambda: Row(
       _streams, {"two": two(), "labels": _classes()}, empty="nan"
     ),
-    "clicks": lambda: Row(
-      _clicks,
-      {
-        "categorical": np.stack([_classes(), _classes()], axis=1),
-        "numeric": _normal(N, 2),
-        "label": np.float32(_classes(2)),
-      },
-      recommender.init(CTR, key=KEY, num_numeric=2)[0],
-    ),
+    "clicks": _clicks_row,
     "core": lambda: Row(
       _core, {"logits": logits(), "labels": _classes()}, jnp.float32(1.5)
     ),
