@@ -122,7 +122,7 @@ def _ciw(x):
     class_=ciw.ClassConfig("kl", 0.1),
   )
   binary, _ = ciw.ciw_binary_loss(x["logits"][:, 0], Y % 2, instance=config)
-  losses = jnp.square(x["logits"][:, 0])
+  losses = jnp.square(arrays.as_float(x["logits"][:, 0]))
   return {
     **out,
     "soft": soft,
