@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from locojax.core import checks, types
+from locojax.core import arrays, checks, types
 from locojax.nn import attention
 
 REMATS = ("none", "attention", "block")
@@ -91,7 +91,11 @@ class Block(nn.Module):
     mask: jax.Array | None = None,
     positions: jax.Array | None = None,
   ) -> jax.Array:
-    """`[B, T, E]` to `[B, T, E]`; arguments as for the attention."""
+    """`[B, T, E]` to `[B, T, E]`; arguments as for the attention.
+
+    Where `valid` is false, `x` counts as zeros, whatever it holds.
+    """
+    x = arrays.kept(x, valid)
     attend = attention.MultiHeadAttention(
       self.num_heads,
       causal=self.causal,
@@ -172,7 +176,11 @@ class Stack(nn.Module):
     mask: jax.Array | None = None,
     positions: jax.Array | None = None,
   ) -> jax.Array:
-    """`[B, T, E]` to `[B, T, E]`; arguments as for the attention."""
+    """`[B, T, E]` to `[B, T, E]`; arguments as for the attention.
+
+    Where `valid` is false, `x` counts as zeros, whatever it holds.
+    """
+    x = arrays.kept(x, valid)
     checks.one_of("remat", self.remat, REMATS)
     checks.positive_int("num_layers", self.num_layers)
 

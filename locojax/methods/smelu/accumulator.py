@@ -30,6 +30,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from locojax.core import checks, metrics, narrow
+from locojax.core import labels as labels_lib
 from locojax.methods.smelu import differences, ranking
 
 DEVIATION = (
@@ -54,10 +55,14 @@ SIGNED = "signed_pd"
 
 def _label_values(preds, labels, eps, threshold):
   true = differences.label_probability(preds, labels)
+  labels, bad = labels_lib.check(
+    "labels", labels, differences.num_classes(preds)
+  )
   if preds.ndim == 2:
     hits = (preds >= threshold) == (labels == 1)
   else:
     hits = jnp.argmax(preds, axis=-1) == labels
+  bad = jnp.broadcast_to(bad, hits.shape)
   return {
     "label_pd_1": differences.deviation_values(true),
     "label_relative_pd_deviation": differences.relative_deviation_values(
@@ -68,7 +73,7 @@ def _label_values(preds, labels, eps, threshold):
       true, eps=eps
     ),
     "log_loss": -jnp.log(jnp.maximum(true, ranking.LOSS_EPS)),
-    "accuracy": hits.astype(preds.dtype),
+    "accuracy": labels_lib.spoil(hits.astype(preds.dtype), bad),
   }
 
 
@@ -121,10 +126,12 @@ def _checked(preds, labels, weights, eps):
   differences.check_relative(preds, weights, "pairwise", eps)
   if labels is None:
     return preds, None, weights
-  labels = checks.array("labels", labels)
   true = differences.label_probability(preds, labels, weights)
   differences.check_relative(true, weights, "pairwise", eps)
-  return preds, labels, weights
+  index, bad = labels_lib.check(
+    "labels", labels, differences.num_classes(preds), weights
+  )
+  return preds, jnp.where(bad, -1, index), weights
 
 
 @jax.tree_util.register_dataclass
@@ -215,7 +222,9 @@ class PDAccumulator:
 
     Args:
       preds: `[M, N]` or `[M, N, K]` probabilities.
-      labels: `[N]` class indices, if and only if `labelled`.
+      labels: `[N]` class indices, if and only if `labelled`. Others are
+        refused, or where they are traced make what needs labels NaN
+        (`core.labels`).
       weights: `[N]` weights or a mask. A batch of weight zero alone is refused
         unless traced.
 

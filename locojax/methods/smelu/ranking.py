@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from locojax.core import checks, narrow
+from locojax.core import arrays, checks, narrow
+from locojax.core import labels as labels_lib
 from locojax.methods.smelu import differences
 
 AVERAGES = ("queries", "weights")
@@ -236,13 +237,24 @@ class HistogramAUC:
     labels: ArrayLike,
     weights: ArrayLike | None = None,
   ) -> HistogramAUC:
-    """Counts `[N]` scores with `[N]` labels of 0 or 1; NaN scores give NaN."""
-    scores, labels = jnp.asarray(scores), checks.array("labels", labels)
-    checks.same_shape("labels", labels.shape, "scores", scores.shape)
+    """Counts examples.
+
+    Args:
+      scores: `[N]`; NaN ones make the counts NaN.
+      labels: `[N]` of 0 or 1; others are refused, or where they are traced make
+        the counts NaN (`core.labels`).
+      weights: `[N]` weights or a mask.
+
+    Raises:
+      ValueError: shapes that differ; a bad label, unless traced.
+    """
+    scores = jnp.asarray(scores)
+    checks.same_shape("labels", np.shape(labels), "scores", scores.shape)
     weights = jnp.ones(scores.shape) if weights is None else weights
     weights = jnp.asarray(weights).astype(self.positives.dtype)
     checks.same_shape("weights", weights.shape, "scores", scores.shape)
-    return _count(self, scores, labels, weights)
+    index, bad = labels_lib.check("labels", labels, 2, weights)
+    return _count(self, scores, index, jnp.where(bad, jnp.nan, weights))
 
   def merge(self, other: HistogramAUC) -> HistogramAUC:
     """The counts of both."""
@@ -387,12 +399,13 @@ def log_loss(
 
   Args:
     preds: `[M, N]` or `[M, N, K]` probabilities; one model will do.
-    labels: `[N]` class indices; 0 or 1 for binary predictions.
+    labels: `[N]` class indices; 0 or 1 for binary predictions. Others are
+      refused, or where they are traced make the loss NaN (`core.labels`).
     weights: `[N]` weights or a mask.
     eps: floor of the probability.
 
   Returns:
-    `[M]`.
+    `[M]`; NaN, with gradient 0, if no example has a weight.
 
   >>> [round(x, 4) for x in log_loss([[0.5, 0.5]], [0, 1]).tolist()]
   [0.6931]
@@ -402,6 +415,5 @@ def log_loss(
   weights = jnp.ones(true.shape[1]) if weights is None else weights
   weights = jnp.asarray(weights).astype(true.dtype)
   checks.same_shape("weights", weights.shape, "one model", true.shape[1:])
-  return differences.weighted_sum(
-    -jnp.log(jnp.maximum(true, eps)), weights
-  ) / jnp.sum(weights)
+  total = differences.weighted_sum(-jnp.log(jnp.maximum(true, eps)), weights)
+  return arrays.ratio(total, jnp.sum(weights), jnp.nan)
