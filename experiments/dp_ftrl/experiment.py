@@ -280,13 +280,13 @@ def _evals(config, task: tasks.Task) -> dict[str, experiment.Eval]:
     return found["loss"], found[task.metric]
 
   def run(state) -> dict[str, float]:
-    totals = None
+    totals = np.zeros((2, 2))  # in float64: float32 ends counting at 2^24
     for batch in pipeline.padded_batches(
       dict(task.test), batch_size=config.eval_batch_size
     ):
-      found = measure(state.params, batch)
-      totals = found if totals is None else jax.tree.map(jnp.add, totals, found)
-    loss, metric = (float(m.value()) for m in totals)
+      found = jax.device_get(measure(state.params, batch))
+      totals += [(m.total, m.weight) for m in found]
+    loss, metric = (float(total / weight) for total, weight in totals)
     return {"loss": loss, "accuracy": metric}
 
   return {"test": experiment.Eval(max(1, config.num_rounds // 5), run)}

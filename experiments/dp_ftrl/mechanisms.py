@@ -122,7 +122,7 @@ def _toeplitz(name: str, setting: Participation):
     strategy = matrix.blt(theta, omega)
     c = matrix.blt_coefficients(theta, omega, num)
   squared = dp_ftrl.toeplitz_squared_sensitivity(
-    c, max_participations=k, min_sep=b
+    c, num_rounds=num, max_participations=k, min_sep=b
   )
   return strategy, squared
 

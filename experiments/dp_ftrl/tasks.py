@@ -13,10 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments.common import datasets, trained_on
-from locojax.core import checks, metrics, types
+from locojax.core import checks, labels, metrics, types
 from locojax.data import client_texts, clients, words
 from locojax.methods import dp_ftrl
 from locojax.nn import mlp
@@ -91,11 +90,9 @@ def classification(
 
   def loss(params, model_state, batch, key):
     del key
-    logits = net.apply({"params": params}, batch["image"])
-    each = optax.softmax_cross_entropy_with_integer_labels(
-      logits, batch["label"]
-    )
     mask = batch.get("mask")
+    logits = net.apply({"params": params}, batch["image"], mask=mask)
+    each = labels.cross_entropy(logits, batch["label"], mask)
     mean = metrics.mean(each, mask)
     value = mean.total / jnp.maximum(mean.weight, 1.0)
     accuracy = metrics.accuracy(logits, batch["label"], mask)

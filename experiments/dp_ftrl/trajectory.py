@@ -48,7 +48,7 @@ def sensitivity(method: str, num_steps: int) -> float:
   if method == "sqrt_toeplitz":
     c = matrix.sqrt_coefficients(num_steps)
   return dp_ftrl.toeplitz_squared_sensitivity(
-    c, max_participations=1, min_sep=1
+    c, num_rounds=num_steps, max_participations=1, min_sep=1
   )
 
 

@@ -45,15 +45,34 @@ def _experts(config) -> dict[str, Any]:
   if out.get("router") == "expert_choice":
     # It sees a whole group, so a single text must have places enough.
     out["eval_capacity_factor"] = out["capacity_factor"]
+  if out.get("router") == "soft":
+    _give_slots(config, out)
+  else:
+    out.pop("slots_per_expert", None)
   return out
+
+
+def _give_slots(config, out: dict[str, Any]) -> None:
+  """Soft MoE's slots, for the longer of an image's and a text's sequences.
+
+  Their number is fixed by the config, whatever the size of a group.
+  """
+  if out.get("slots_per_expert") is None:
+    preset = config.model.preset
+    of = limoe.PRESETS[preset] if preset else config.model
+    side = config.data.image_size // of["patch_size"]
+    out["slots_per_expert"] = limoe.compute_capacity(
+      max(side**2, config.data.text_length),
+      out["num_experts"],
+      out["capacity_factor"],
+      multiple_of=out.get("multiple_of", 4),
+    )
 
 
 def model(config) -> limoe.OneTower:
   """The model of a config."""
   data, settings = config.data, config.model.to_dict()
   kind = _condition(config).kind
-  # Soft MoE mixes the tokens of a group, which must then be one pair.
-  group = 1 if config.condition == "soft" else config.group_examples
   common = {
     "vocab_size": _vocab_size(config),
     "max_text_len": data.text_length,
@@ -64,7 +83,7 @@ def model(config) -> limoe.OneTower:
     "order": config.order,
   }
   if kind == "limoe":
-    common["group_examples"] = group
+    common["group_examples"] = config.group_examples
   preset = settings.pop("preset")
   if preset:
     return limoe.limoe_model(

@@ -25,6 +25,7 @@ _SETTINGS = {
   "top_k": checks.positive_int,
   "capacity_factor": settings.either(None, checks.positive),
   "eval_capacity_factor": settings.either(None, checks.positive),
+  "slots_per_expert": settings.either(None, checks.positive_int),
   "multiple_of": checks.positive_int,
   "group_size": settings.either(None, checks.positive_int),
   "router": settings.choice(moe.ROUTERS),

@@ -20,7 +20,7 @@ import optax
 from experiments.common import stages, study
 from experiments.locoprop import corpus
 from experiments.locoprop import language_model_settings as settings
-from locojax.core import checks, metrics, trees, types
+from locojax.core import checks, labels, metrics, trees, types
 from locojax.data import pipeline
 from locojax.methods import locoprop
 from locojax.methods.locoprop import matching
@@ -68,9 +68,7 @@ def make_loss(model: lm.DecoderLM) -> types.LossFn:
     del key
     tokens = batch["tokens"]
     logits = model.apply({"params": params}, tokens[:, :-1])
-    each = optax.softmax_cross_entropy_with_integer_labels(
-      logits.astype(jnp.float32), tokens[:, 1:]
-    )
+    each = labels.cross_entropy(logits, tokens[:, 1:])
     value = metrics.mean(each)
     return value.value(), ({"loss": value}, model_state)
 

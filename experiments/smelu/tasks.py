@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments.common import datasets, tabular, trained_on
-from locojax.core import checks, metrics, types
+from locojax.core import checks, labels, metrics, types
 from locojax.methods.smelu import activations, recommender
 from locojax.nn import mlp
 
@@ -188,18 +187,20 @@ def _class_loss(net: mlp.MLP) -> types.LossFn:
     )
 
   def loss_fn(params, model_state, batch, key):
-    logits = net.apply(
-      {"params": params}, batch["image"], train=True, rngs={"dropout": key}
-    )
-    each = optax.softmax_cross_entropy_with_integer_labels(
-      logits.astype(jnp.float32), batch["label"]
-    )
     mask = batch.get("mask")
+    logits = net.apply(
+      {"params": params},
+      batch["image"],
+      train=True,
+      mask=mask,
+      rngs={"dropout": key},
+    )
+    each = labels.cross_entropy(logits, batch["label"], mask)
     out = {
       "loss": metrics.mean(each, mask),
       "accuracy": metrics.accuracy(logits, batch["label"], mask),
     }
-    return out["loss"].value(), (out, model_state)
+    return out["loss"].loss(), (out, model_state)
 
   return loss_fn
 

@@ -28,11 +28,6 @@ def refuse(name: str, value: Any, allowed: str):
   raise ValueError(f"{name}={value!r} is not allowed: it must be {allowed}.")
 
 
-def is_concrete(*values: Any) -> bool:
-  """Whether no value is traced, so that they can be looked at."""
-  return not any(isinstance(v, jax.core.Tracer) for v in values)
-
-
 def _is_real(value: Any) -> bool:
   return isinstance(value, numbers.Real) and not isinstance(value, _BOOLEANS)
 

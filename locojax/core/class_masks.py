@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from locojax.core import checks
+from locojax.core import arrays, checks
+from locojax.core import labels as labels_lib
 
 
 def class_mask(classes: ArrayLike, num_classes: int) -> jax.Array:
@@ -33,7 +34,7 @@ def class_mask(classes: ArrayLike, num_classes: int) -> jax.Array:
   [True, False, True, False]
   """
   checks.positive_int("num_classes", num_classes)
-  if checks.is_concrete(classes):
+  if arrays.is_concrete(classes):
     _check_classes(np.asarray(classes), num_classes)
   if jnp.asarray(classes).dtype == bool:
     mask = jnp.asarray(classes)
@@ -125,9 +126,10 @@ def masked_cross_entropy(
 ) -> tuple[jax.Array, jax.Array]:
   """Cross-entropy among some classes, example by example.
 
-  A label outside the classes would be an infinite loss. Where values are known
-  (outside `jit`) it is an error; in traced code its loss is 0 and the second
-  result says so, to be counted.
+  The label of a class that does not count would be an infinite loss. Where
+  values are known (outside `jit`) it is an error; in traced code its loss is 0
+  and the second result says so, to be counted. What is no class at all follows
+  the rule of `labels`: an error, or NaN.
 
   Args:
     logits: `[..., C]`; computed in float32 or wider.
@@ -147,11 +149,11 @@ def masked_cross_entropy(
   >>> round(float(losses[0]), 6)
   0.313262
   """
-  logits = jnp.asarray(logits)
-  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  logits = arrays.as_float(logits)
   _check_labels(labels, logits.shape)
   num_classes = logits.shape[-1]
-  inside = labels_inside(labels, classes, num_classes)
+  found = labels_lib.check("labels", labels, num_classes, mask)
+  inside = labels_inside(found.index, classes, num_classes)
   live = True if mask is None else jnp.asarray(mask) != 0
   _refuse_outside(labels, inside, live)
   counts = inside & live
@@ -159,10 +161,10 @@ def masked_cross_entropy(
     logits = mask_logits(logits, classes)
   # Rows that do not count may have no class at all; their gradient is 0.
   logits = jnp.where(counts[..., None], logits, 0)
-  safe = jnp.where(inside, checks.index_array("labels", labels), 0)
   log_p = jax.nn.log_softmax(logits, axis=-1)
-  found = jnp.take_along_axis(log_p, safe[..., None], axis=-1)[..., 0]
-  return jnp.where(counts, -found, jnp.zeros_like(found)), counts
+  picked = jnp.take_along_axis(log_p, found.index[..., None], axis=-1)[..., 0]
+  losses = jnp.where(counts, -picked, jnp.zeros_like(picked))
+  return labels_lib.spoil(losses, found.bad), counts & ~found.bad
 
 
 def _check_labels(labels, shape: tuple[int, ...]) -> None:
@@ -173,12 +175,13 @@ def _check_labels(labels, shape: tuple[int, ...]) -> None:
       f"integers {shape[:-1]}; one-hot labels give 0 * inf under a mask."
     )
   checks.same_shape("labels", labels.shape, "logits[..., 0]", shape[:-1])
+  checks.index_array("labels", labels)  # No floats, not even whole ones.
 
 
 def _refuse_outside(labels, inside, live) -> None:
   """Raises for a label outside the classes, where all values are known."""
   wrong = live & ~inside
-  if not checks.is_concrete(wrong, labels) or not bool(jnp.any(wrong)):
+  if not arrays.is_concrete(wrong, labels) or not bool(jnp.any(wrong)):
     return
   found = np.unique(np.asarray(labels)[np.asarray(wrong)])
   raise ValueError(

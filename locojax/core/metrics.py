@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from locojax.core import checks
+from locojax.core import arrays, checks
+from locojax.core import labels as labels_lib
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mean:
-  """A weighted sum and the sum of its weights, both `[]` float32."""
+  """A weighted sum and the sum of its weights, `[]` float32 or float64."""
 
   total: jax.Array
   weight: jax.Array
@@ -30,8 +31,12 @@ class Mean:
     return Mean(self.total + other.total, self.weight + other.weight)
 
   def value(self) -> jax.Array:
-    """The mean; NaN when nothing was counted."""
-    return self.total / self.weight
+    """The mean; NaN, with gradient 0, when nothing was counted."""
+    return arrays.ratio(self.total, self.weight, jnp.nan)
+
+  def loss(self) -> jax.Array:
+    """The mean as a loss: 0, with gradient 0, when nothing was counted."""
+    return arrays.ratio(self.total, self.weight, 0.0)
 
 
 def mean(values: ArrayLike, mask: ArrayLike | None = None) -> Mean:
@@ -44,16 +49,19 @@ def mean(values: ArrayLike, mask: ArrayLike | None = None) -> Mean:
       Masked values do not matter, not even NaN.
 
   Returns:
-    A `Mean` in float32.
+    A `Mean` in float32, or in float64 for float64 values.
   """
-  values = jnp.asarray(values).astype(jnp.float32)
+  values = arrays.as_float(values)
   if mask is None:
-    return Mean(jnp.sum(values), jnp.float32(values.size))
-  mask = jnp.asarray(mask).astype(jnp.float32)
-  mask = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
-  mask = jnp.broadcast_to(mask, values.shape)
+    return Mean(jnp.sum(values), jnp.asarray(values.size, values.dtype))
+  mask = jnp.asarray(mask).astype(values.dtype)
+  mask = jnp.broadcast_to(arrays.spread(mask, values.ndim), values.shape)
   total = jnp.sum(jnp.where(mask != 0, values, 0.0) * mask)
   return Mean(total, jnp.sum(mask))
+
+
+def _hits(hits, bad, mask, dtype) -> Mean:
+  return mean(labels_lib.spoil(hits.astype(arrays.wide(dtype)), bad), mask)
 
 
 def accuracy(
@@ -63,15 +71,19 @@ def accuracy(
 
   Args:
     logits: `[..., classes]`.
-    labels: `[...]` integer class indices.
+    labels: `[...]` integers in [0, classes); others are refused, or where they
+      are traced make the total NaN (see `labels`).
     mask: `[...]`, or fewer leading axes.
 
   Returns:
-    A `Mean` of hits; a class index outside the classes never hits.
+    A `Mean` of hits.
+
+  Raises:
+    ValueError: a bad label, if labels and mask are concrete.
   """
-  return mean(
-    jnp.argmax(logits, axis=-1) == checks.array("labels", labels), mask
-  )
+  logits = jnp.asarray(logits)
+  index, bad = labels_lib.check("labels", labels, logits.shape[-1], mask)
+  return _hits(jnp.argmax(logits, axis=-1) == index, bad, mask, logits.dtype)
 
 
 def top_k_accuracy(
@@ -80,10 +92,21 @@ def top_k_accuracy(
   k: int,
   mask: ArrayLike | None = None,
 ) -> Mean:
-  """Share of examples whose label is among the `k` largest logits."""
-  _, top = jax.lax.top_k(jnp.asarray(logits), k)
-  labels = checks.array("labels", labels)
-  return mean(jnp.any(top == labels[..., None], axis=-1), mask)
+  """Share of examples whose label is among the `k` largest logits.
+
+  Args:
+    logits, labels, mask: as for `accuracy`.
+    k: in [1, classes].
+
+  Raises:
+    ValueError: a bad k; a bad label, if labels and mask are concrete.
+  """
+  logits = jnp.asarray(logits)
+  checks.int_in_range("k", k, 1, logits.shape[-1])
+  _, top = jax.lax.top_k(logits, k)
+  index, bad = labels_lib.check("labels", labels, logits.shape[-1], mask)
+  hits = jnp.any(top == index[..., None], axis=-1)
+  return _hits(hits, bad, mask, logits.dtype)
 
 
 def merge(

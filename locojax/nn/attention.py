@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from locojax.core import checks
+from locojax.core import arrays, checks
 
 
 def causal_mask(num_queries: int, num_keys: int | None = None) -> jax.Array:
@@ -98,9 +98,14 @@ def attend(
     mask: bool, broadcast to `[B, H, T, S]`.
 
   Returns:
-    `[B, T, H, D]` in the dtype of `value`. Masked keys count for nothing; a
-    query that sees no key gives 0. Values under the mask must be finite.
+    `[B, T, H, D]` in the dtype of `value`. Masked keys count for nothing,
+    whatever they and their values hold; a query that sees no key gives 0. With
+    a mask, a query that is not finite, or sees a key or value that is not,
+    gives NaN, and no gradient.
   """
+  spoilt = None
+  if mask is not None:
+    query, key, value, spoilt = _finite(query, key, value, mask)
   scores = jnp.einsum(
     "bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32
   )
@@ -110,7 +115,22 @@ def attend(
   weights = jax.nn.softmax(scores, axis=-1)
   if mask is not None:
     weights = jnp.where(mask, weights, 0.0)
-  return jnp.einsum("bhts,bshd->bthd", weights.astype(value.dtype), value)
+  out = jnp.einsum("bhts,bshd->bthd", weights.astype(value.dtype), value)
+  return out if spoilt is None else jnp.where(spoilt, jnp.nan, out)
+
+
+def _finite(query, key, value, mask):
+  """Finite stand-ins, and the queries `[B, T, H, 1]` that needed them.
+
+  Products with a weight of 0 are 0 only then, and so are their gradients.
+  """
+  rows = lambda x: jnp.all(jnp.isfinite(x), axis=-1, keepdims=True)
+  there, good = rows(key) & rows(value), rows(query)
+  heads_first = lambda x: jnp.moveaxis(x[..., 0], 1, 2)  # [B, H, T or S]
+  bad = ~heads_first(there)[:, :, None] | ~heads_first(good)[..., None]
+  spoilt = jnp.moveaxis(jnp.any(mask & bad, axis=-1), 1, 2)[..., None]
+  zero = lambda x, ok: jnp.where(ok, x, jnp.zeros((), x.dtype))
+  return zero(query, good), zero(key, there), zero(value, there), spoilt
 
 
 def with_prefix(
@@ -212,7 +232,8 @@ class MultiHeadAttention(nn.Module):
     Args:
       x: what asks; also what is asked, unless `context` is given.
       context: `[B, S, C]`, keys and values of cross-attention.
-      valid: `[B, S]` bool, the keys that are no padding.
+      valid: `[B, S]` bool, the keys that are no padding. Padding may hold
+        anything; of `x` it asks as zeros do.
       mask: bool, broadcast to `[B, H, T, S]`; besides `causal` and `valid`.
       positions: `[B, T]` or `[1, T]`, places of the tokens for `use_rotary`
         and the cache; None counts from 0.
@@ -226,7 +247,10 @@ class MultiHeadAttention(nn.Module):
     """
     size = x.shape[-1]
     checks.divisible("size of the input", size, "num_heads", self.num_heads)
-    source = x if context is None else context
+    if context is None:
+      x = source = arrays.kept(x, valid)
+    else:
+      source = arrays.kept(context, valid)
     split = lambda y: y.reshape(*y.shape[:-1], self.num_heads, -1)
     query = split(self._dense(size, "query")(x))
     key = split(self._dense(size, "key")(source))

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from locojax.core import checks
+from locojax.core import arrays, checks
+from locojax.nn import norms
 
 Activation = Callable[[jax.Array], jax.Array]
 NORMALIZATIONS = (None, "layer", "weight", "batch")
@@ -99,9 +100,9 @@ class MLP(nn.Module):
     if self.normalization == "layer":
       return nn.LayerNorm(dtype=self.dtype, name=f"norm_{i}")(x)
     if self.normalization == "batch":
-      keep = None if mask is None else (mask != 0)[..., None]
+      keep = None if mask is None else mask[..., None]
       norm = nn.BatchNorm(momentum=0.9, dtype=self.dtype, name=f"norm_{i}")
-      return norm(x, use_running_average=not train, mask=keep)
+      return norms.batch_norm(norm, x, keep, train=train)
     return x
 
   def _activate(self, x: jax.Array, i: int) -> jax.Array:
@@ -118,7 +119,8 @@ class MLP(nn.Module):
     Args:
       x: `[..., din]`.
       train: use dropout, and the statistics of the batch in BatchNorm.
-      mask: `[...]`, zero for the examples that BatchNorm is to ignore.
+      mask: `[...]`, zero for the examples that BatchNorm is to ignore. They
+        count as zeros, whatever they hold.
 
     Returns:
       `[..., features[-1]]`.
@@ -130,6 +132,7 @@ class MLP(nn.Module):
     checks.float_dtype("dtype", self.dtype)
     checks.one_of("normalization", self.normalization, NORMALIZATIONS)
     checks.in_range("dropout_rate", self.dropout_rate, 0.0, 1.0)
+    x = arrays.kept(x, mask)
     for i in range(len(self.features)):
       x = self._layer(i)(x)
       if i < len(self.features) - 1:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from locojax.core import checks
+from locojax.core import arrays, checks
 
 # Order of the blocks of U columns in kernels and biases.
 GATES = {"lstm": ("i", "f", "g", "o"), "cifg": ("f", "g", "o")}
@@ -152,8 +152,9 @@ class Recurrent(nn.Module):
 
     Args:
       x: `[B, T, D]`.
-      valid: `[B, T]`, zero at padding: there the carry stays as it is and the
-        output is that of the token before. None if there is none.
+      valid: `[B, T]`, zero at padding, which may hold anything: there the
+        carry stays as it is and the output is that of the token before. None
+        if there is none.
       carry: where the sequence goes on; None starts at zeros.
 
     Returns:
@@ -164,6 +165,7 @@ class Recurrent(nn.Module):
       ValueError: a bad setting.
     """
     self._check()
+    x = arrays.kept(x, valid)
     gates_x = nn.Dense(
       len(GATES[self.cell]) * self.units,
       dtype=self.dtype,

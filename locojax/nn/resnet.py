@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from locojax.core import checks
+from locojax.core import arrays, checks
+from locojax.nn import norms
 
 NORMS = ("batch", "group")
 SHORTCUTS = ("activated", "input")
@@ -36,10 +37,8 @@ class _Norm(nn.Module):
       checks.divisible("channels", x.shape[-1], "group_size", self.group_size)
       norm = nn.GroupNorm(None, group_size=self.group_size, **settings)
       return self.activation(norm(x))
-    norm = nn.BatchNorm(
-      use_running_average=not train, momentum=self.momentum, **settings
-    )
-    return self.activation(norm(x, mask=mask))
+    norm = nn.BatchNorm(momentum=self.momentum, **settings)
+    return self.activation(norms.batch_norm(norm, x, mask, train=train))
 
 
 class PreActBlock(nn.Module):
@@ -166,7 +165,8 @@ class PreActResNet(nn.Module):
       train: whether batch norm takes the statistics of the batch (and updates
         the running ones), or the running ones.
       mask: `[B]`, true at real examples; the others stay out of the batch
-        statistics, for which at least one must be real. None if all are.
+        statistics, and count as zeros, whatever they hold. Of none the running
+        statistics stay as they are. None if all are real.
       return_features: also give what the last layer sees.
 
     Returns:
@@ -190,6 +190,7 @@ class PreActResNet(nn.Module):
     mode = {"train": train, "mask": None}
     if mask is not None:
       mode["mask"] = mask.astype(bool)[:, None, None, None]
+      images = arrays.kept(images, mask)
     x = conv(self.width, 3, 1, name="stem")(images)
     x = norm(name="stem_norm")(x, **mode)
     for i, size in enumerate(self.stage_sizes):

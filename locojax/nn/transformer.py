@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from locojax.core import checks, types
+from locojax.core import arrays, checks, types
 from locojax.nn import attention
 
 REMATS = ("none", "attention", "block")
@@ -96,7 +96,11 @@ class Block(nn.Module):
     positions: jax.Array | None = None,
     prefix: tuple[jax.Array, jax.Array] | None = None,
   ) -> jax.Array:
-    """`[B, T, E]` to `[B, T, E]`; arguments as for the attention."""
+    """`[B, T, E]` to `[B, T, E]`; arguments as for the attention.
+
+    Where `valid` is false, `x` counts as zeros, whatever it holds.
+    """
+    x = arrays.kept(x, valid)
     attend = attention.MultiHeadAttention(
       self.num_heads,
       causal=self.causal,
@@ -244,11 +248,14 @@ class Stack(nn.Module):
         that are put in front of its input and stay; the last ones come first.
       extra_key_values: by the number of a block, the `prefix` of its attention.
 
+    Where `valid` is false, `x` counts as zeros, whatever it holds.
+
     Raises:
       ValueError: bad settings; a number that is no block's; sizes that do not
         fit; more than `extra_tokens` at block 0 with `scan`; extra tokens with
         `mask`, `positions` or `decode`.
     """
+    x = arrays.kept(x, valid)
     checks.one_of("remat", self.remat, REMATS)
     checks.positive_int("num_layers", self.num_layers)
     checks.positive("norm_eps", self.norm_eps)

@@ -400,7 +400,10 @@ def _make_writer(
 def _check_settings(experiment, log_every, save_every, profile) -> None:
   checks.positive_int("log_every", log_every)
   checks.positive_int("save_every", save_every)
-  checks.nonnegative("experiment.num_steps", experiment.num_steps)
+  # The step of a state is an int32.
+  checks.int_in_range(
+    "experiment.num_steps", experiment.num_steps, 0, 2**31 - 1
+  )
   for name, e in experiment.evals.items():
     checks.positive_int(f"experiment.evals[{name!r}].every", e.every)
   if "train" in experiment.evals:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from locojax.core import checks, trees
+from locojax.core import checks, narrow, trees
 
 Patterns = str | Iterable[str]
 
@@ -268,6 +268,44 @@ def freeze(
   return optax.partition(parts, labels)
 
 
+def in_float32(
+  tx: optax.GradientTransformation, *, frozen: Patterns = ()
+) -> optax.GradientTransformationExtraArgs:
+  """`tx`, made right for parameters of 16 bits; what `make` makes already is.
+
+  In bfloat16 an average of decay 0.999 never moves, a global norm over many
+  arrays is far too small, and updates below 2^-9 of a parameter are lost. So
+  `tx` sees float32 parameters and gradients, which its state is made for, and
+  what a parameter cannot hold is carried on to its next update
+  (`core/narrow.py`). Updates are in the parameters' dtype. On parameters of
+  float32 or wider, state and updates are those of `tx`.
+
+  Args:
+    tx: any transformation. It gets extra arguments as they are.
+    frozen: patterns of parameters that `tx` never changes, which need no rest.
+  """
+  tx, frozen = optax.with_extra_args_support(tx), _patterns(frozen)
+  skip = functools.partial(trees.mask, patterns=frozen)
+  init, update = narrow.carried(tx.init, tx.update, skip=skip)
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _accumulated(
+  tx: optax.GradientTransformation, num: int
+) -> optax.GradientTransformation:
+  """`tx` on the mean of `num` gradients, in the widest of their dtypes."""
+
+  def several(tree):
+    dtypes = {x.dtype for x in jax.tree.leaves(tree)}
+    dtype = functools.reduce(jnp.promote_types, dtypes, jnp.float32)
+    return optax.MultiSteps(tx, num, accumulator_dtype=dtype)
+
+  def update(updates, state, params=None):
+    return several(state.acc_grads).update(updates, state, params)
+
+  return optax.GradientTransformation(lambda p: several(p).init(p), update)
+
+
 def stacked(
   tx: optax.GradientTransformation, patterns: Patterns
 ) -> optax.GradientTransformation:
@@ -342,7 +380,8 @@ def make(
 
   In order: mean of `accumulate` gradients, clipping by the global norm,
   direction of the optimiser, decoupled weight decay, learning rate,
-  multipliers.
+  multipliers. On parameters or gradients of 16 bits all of it is computed, and
+  kept, in float32, see `in_float32`.
 
   Args:
     name: a key of `OPTIMIZERS`.
@@ -391,12 +430,12 @@ def make(
   if freeze_paths:
     tx = freeze(tx, freeze_paths)
   if accumulate > 1:
-    tx = optax.MultiSteps(tx, accumulate).gradient_transformation()
+    tx = _accumulated(tx, accumulate)
   named = {"freeze_paths": freeze_paths}
   named["multipliers"] = tuple(p for p, _ in multipliers)
   named["stacked_paths"] = stacked_paths
   named["decay_paths"] = decay_paths if weight_decay else ()
-  return _checked(tx, named)
+  return _checked(in_float32(tx, frozen=freeze_paths), named)
 
 
 def _chain(

@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from locojax.core import checks, trees, types
+from locojax.core import checks, narrow, trees, types
 from locojax.core import metrics as metrics_lib
 
 # Streams of random numbers beside the key of the loss, which is `step_key()`.
 _BATCH_STREAM = 0x5EED_BA7C
+_LAST = 2**31 - 1
 
 
 def init_state(
@@ -272,9 +273,10 @@ def with_batch(
   """A step that sees `transform(batch, key)` (mixup, noise, relabelling).
 
   The key is a function of the run's key, the step and `stream`, and differs
-  from the key of the loss. Give two such wrappers different streams.
+  from the key of the loss. Give two such wrappers different streams, which are
+  integers in [0, 2^32).
   """
-  checks.nonnegative("stream", stream)
+  checks.int_in_range("stream", stream, 0, 2**32 - 1)
 
   def wrapped(state: types.TrainState, batch: types.Batch):
     key = jax.random.fold_in(state.step_key(), _BATCH_STREAM)
@@ -306,50 +308,82 @@ def scanned(step: types.StepFn, num_updates: int) -> types.StepFn:
 
   Returns:
     A `StepFn` that adds one to the step of the loop. A `Mean` is merged over
-    the updates, any other metric averaged.
+    the updates, any other metric averaged. The number of updates stays at the
+    last multiple of `num_updates` that an int32 holds once it is there.
   """
-  checks.positive_int("num_updates", num_updates)
+  checks.int_in_range("num_updates", num_updates, 1, _LAST)
 
   def merged(x):
     if _is_mean(x):
       return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), x)
-    return jnp.mean(x, axis=0)
+    return jnp.mean(x, axis=0, dtype=jnp.promote_types(x.dtype, jnp.float32))
 
   def many(state: types.TrainState, batch: types.Batch):
-    inner = state.replace(step=state.step * num_updates)
+    rows = jnp.minimum(state.step, _LAST // num_updates)
+    inner = state.replace(step=rows * num_updates)
     if num_updates == 1:
       # Not in a loop, where XLA's convolutions are slow on CPUs.
       inner, found = step(inner, jax.tree.map(lambda x: x[0], batch))
     else:
       inner, found = jax.lax.scan(step, inner, batch)
       found = jax.tree.map(merged, found, is_leaf=_is_mean)
-    return inner.replace(step=state.step + 1), found
+    return inner.replace(step=jnp.minimum(state.step, _LAST - 1) + 1), found
 
   return many
 
 
 def init_ema(state: types.TrainState) -> types.TrainState:
-  """Puts a copy of the parameters in the model state, for `with_ema`."""
-  ema = jax.tree.map(jnp.array, state.params)
+  """Puts a copy of the parameters in the model state, for `with_ema`.
+
+  The copy of parameters of 16 bits is float32: at a decay of 0.999 an average
+  in bfloat16 would never move.
+  """
+  ema = jax.tree.map(jnp.array, narrow.widen(state.params))
   return state.replace(model_state={"model": state.model_state, "ema": ema})
 
 
 def ema_state(state: types.TrainState) -> types.TrainState:
-  """The state to evaluate: averaged parameters, plain model state."""
+  """The state to evaluate: averaged parameters, plain model state.
+
+  The averages are cast to the dtypes of the parameters.
+  """
   inner = state.model_state
-  return state.replace(params=inner["ema"], model_state=inner["model"])
+  params = jax.tree.map(
+    lambda e, p: e.astype(p.dtype), inner["ema"], state.params
+  )
+  return state.replace(params=params, model_state=inner["model"])
+
+
+def _averaged(ema: jax.Array, param: jax.Array, decay: float) -> jax.Array:
+  """`ema + (1 - decay) (param - ema)`, whose fixed point is `param`.
+
+  The sum of two products would have weights that, rounded, do not add to 1.
+  """
+  if not jnp.issubdtype(ema.dtype, jnp.floating):
+    return param
+  if narrow.is_narrow(ema):
+    raise ValueError(
+      f"an average of dtype {ema.dtype} is not allowed, for it would not move: "
+      "it must be float32 or wider, as `init_ema` makes it."
+    )
+  return ema + (1 - decay) * (param.astype(ema.dtype) - ema)
 
 
 def with_ema(step: types.StepFn, *, decay: float) -> types.StepFn:
   """A step that also averages: `ema <- decay * ema + (1 - decay) * params`.
 
   The state must come from `init_ema`; `ema_state` gives what to evaluate. The
-  average has the parameters' paths as tails, so the sharding rules of the
-  parameters serve it too.
+  average is in float32 or wider, whatever the dtype of the parameters. It has
+  their paths as tails, so the sharding rules of the parameters serve it too.
 
   Args:
     step: any step.
-    decay: in [0, 1].
+    decay: in [0, 1]. A float32 average follows until it is within
+      2^-24 / (1 - decay) of a parameter's size: 6e-5 of it at 0.999.
+
+  Raises:
+    ValueError: a bad decay; when called, a state of another kind, or an average
+      of 16 bits.
   """
   checks.in_range("decay", decay, 0.0, 1.0)
 
@@ -363,9 +397,7 @@ def with_ema(step: types.StepFn, *, decay: float) -> types.StepFn:
     inner = state.replace(model_state=state.model_state["model"])
     inner, metrics = step(inner, batch)
     ema = jax.tree.map(
-      lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype),
-      ema,
-      inner.params,
+      functools.partial(_averaged, decay=decay), ema, inner.params
     )
     model_state = {"model": inner.model_state, "ema": ema}
     return inner.replace(model_state=model_state), metrics

@@ -335,3 +335,15 @@ def test_settings_of_dynamic_baselines_are_checked():
     dynamic.bootstrapped(LOGITS, LABELS, np.zeros(3), prediction="hard")
   with pytest.raises(ValueError, match="num_examples=0"):
     dynamic.init_memory(0)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_bad_label_is_refused_or_nan(name):
+  loss = losses.make(name, **OPTIONS[name])
+  for wrong in (-1, LOGITS.shape[1]):
+    bad = np.array(LABELS)
+    bad[0] = wrong
+    found = np.asarray(jax.jit(loss)(LOGITS, bad))
+    assert np.isnan(found[0]) and np.isfinite(found[1:]).all()
+    with pytest.raises(ValueError, match=f"labels holds {wrong}"):
+      loss(LOGITS, bad)

@@ -380,3 +380,31 @@ def test_the_benchmark_has_a_row_for_each_layer_and_step(tmp_path):
   assert len(rows) == 5 + 2
   assert all(r["ms"] > 0 for r in rows)
   assert [r["ratio"] for r in rows if r["name"] == "dense"] == [1.0]
+
+
+def _listed_conditions() -> list[str]:
+  """All that the variants of the config list."""
+  found = [
+    n for v in configs.VARIANTS for n in configs.get_config(v).conditions
+  ]
+  return list(dict.fromkeys(found))
+
+
+_QUICK = ("soft",)
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    n if n in _QUICK else pytest.param(n, marks=pytest.mark.slow)
+    for n in _listed_conditions()
+  ],
+)
+def test_every_listed_condition_runs_end_to_end(name, tmp_path):
+  config = _config(conditions=(name,), num_steps=2, num_evals=1)
+  (row,) = experiment.run(config, str(tmp_path))["rows"]
+  assert row["condition"] == name
+  assert 0 <= row["unseen_combinations_zero_shot"][0] <= 100
+  dense = name.startswith("dense")
+  for key in ("success_image", "success_text"):
+    assert row[key] is None if dense else 0 <= row[key][0] <= 100, key

@@ -318,3 +318,117 @@ def test_patterns_that_hit_nothing_are_refused(kwargs):
   tx = optimizers.make("sgd", learning_rate=0.1, **kwargs)
   with pytest.raises(ValueError, match="'boddy' hits no parameter.*body/bias"):
     tx.init(_params())
+
+
+def _halves(dtype):
+  return jax.tree.map(lambda p: (1 + 0 * p).astype(dtype), _params())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_thousand_small_steps_move_parameters_of_16_bits(dtype):
+  """Steps of 1e-4 at 1, where bfloat16 steps by 2^-7: none must be lost."""
+  tx = optimizers.make(
+    "sgd", learning_rate=1e-4, accumulate=2, freeze_paths="head/bias"
+  )
+  params = _halves(dtype)
+  grads = jax.tree.map(jnp.ones_like, params)
+
+  def step(carry, _):
+    params, state = carry
+    updates, state = tx.update(grads, state, params)
+    chex.assert_trees_all_equal_dtypes(updates, params)
+    return (optax.apply_updates(params, updates), state), None
+
+  run = jax.jit(lambda c: jax.lax.scan(step, c, length=2000)[0])
+  new, state = run((params, tx.init(params)))
+  assert (new["head"]["bias"] == 1).all()
+  eps = float(jnp.finfo(dtype).eps)
+  for leaf in (new["body"]["kernel"], new["body"]["bias"]):
+    np.testing.assert_allclose(np.float32(leaf), 0.9, atol=eps / 2)
+  held = trees.flatten(state)
+  assert not any(p.endswith("rest/head/bias") for p in held)
+  assert held[next(p for p in held if "rest" in p)].dtype == jnp.float32
+
+
+def test_averages_of_16_bit_gradients_move():
+  """With b2 = 0.999 a second moment in bfloat16 would never fall again."""
+  tx = optimizers.make("adam", learning_rate=1e-3)
+  low, high = _halves("bfloat16"), _halves("float32")
+
+  def run(params):
+    def step(carry, i):
+      params, state = carry
+      size = jnp.where(i < 10, 8.0, 0.125)
+      grads = jax.tree.map(lambda p: (size + 0 * p).astype(p.dtype), params)
+      updates, state = tx.update(grads, state, params)
+      return (optax.apply_updates(params, updates), state), None
+
+    start = (params, tx.init(params))
+    return jax.lax.scan(step, start, jnp.arange(1000))[0]
+
+  (few, state), (many, _) = jax.jit(run)(low), jax.jit(run)(high)
+  kept = {p: x for p, x in trees.flatten(state).items() if "nu" in p}
+  assert {x.dtype for x in kept.values()} == {jnp.dtype("float32")}
+  np.testing.assert_allclose(
+    np.float32(few["body"]["kernel"]), many["body"]["kernel"], atol=2**-9
+  )
+  assert np.abs(many["body"]["kernel"] - 1).min() > 2**-6
+
+
+@pytest.mark.parametrize("params_dtype", ["bfloat16", "float32"])
+def test_the_norm_of_16_bit_gradients_is_theirs(params_dtype):
+  """400 arrays of one 1: summed in bfloat16 their squares stop at 256."""
+  grads = {f"layer_{i}": jnp.ones((1,), "bfloat16") for i in range(400)}
+  params = {n: jnp.zeros((1,), params_dtype) for n in grads}
+  tx = optimizers.make("sgd", learning_rate=1.0, clip_norm=1.0)
+  updates, _ = tx.update(grads, tx.init(params), params)
+  found = np.concatenate([np.float64(u) for u in updates.values()])
+  assert np.linalg.norm(found) == pytest.approx(1.0, rel=4e-3)
+  assert updates["layer_0"].dtype == params["layer_0"].dtype
+
+
+def test_float64_gradients_are_added_up_in_float64():
+  tx = optimizers.make("sgd", learning_rate=1.0, accumulate=2)
+  with jax.enable_x64(True):
+    params = {"w": jnp.zeros(2)}
+    state = tx.init(params)
+    for value in (1.0, 1.0 + 1e-12):
+      updates, state = tx.update({"w": jnp.full(2, value)}, state, params)
+    np.testing.assert_allclose(updates["w"], -(1 + 5e-13), rtol=1e-15)
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_every_optimizer_is_its_float32_self_on_16_bits(name):
+  """Parameters that bfloat16 holds: the first update, rounded once."""
+  tx = optimizers.make(
+    name, learning_rate=0.125, clip_norm=100.0, weight_decay=0.1
+  )
+  high = jax.tree.map(
+    lambda p: p.astype("bfloat16").astype("float32"), _params()
+  )
+  grads = jax.tree.map(
+    lambda g: g.astype("bfloat16").astype("float32"), _grads(0)
+  )
+  low, low_grads = (
+    jax.tree.map(lambda x: x.astype("bfloat16"), t) for t in (high, grads)
+  )
+  found, state = tx.update(low_grads, tx.init(low), low)
+  wanted, _ = tx.update(grads, tx.init(high), high)
+  chex.assert_trees_all_equal_dtypes(found, low)
+  for (path, u), r in zip(
+    trees.flatten(found).items(), jax.tree.leaves(state.rest), strict=True
+  ):
+    p, w = trees.flatten(high)[path], trees.flatten(wanted)[path]
+    moved = np.float32(p.astype("bfloat16") + u) - p
+    np.testing.assert_allclose(moved + r, w, rtol=1e-5, atol=1e-6)
+
+
+def test_any_transformation_can_be_made_right_for_16_bits():
+  tx = optimizers.in_float32(optax.ema(0.999, debias=False))
+  params = {"w": jnp.ones(3, jnp.bfloat16)}
+  state = tx.init(params)
+  update = jax.jit(tx.update)
+  for _ in range(200):
+    _, state = update(params, state, {"w": params["w"] * 0})
+  found = state.inner.ema["w"]
+  np.testing.assert_allclose(found, 1 - 0.999**200, rtol=1e-4)

@@ -46,17 +46,19 @@ def test_mfu_is_none_when_unknown(flops, seconds, peak):
   assert profiling.mfu(flops, seconds, num_devices=1, peak=peak) is None
 
 
-def test_clock_goes_on_and_stands_still():
+def test_clock_goes_on_and_stands_still(monkeypatch):
+  now = [5.0]
+  monkeypatch.setattr(time, "perf_counter", lambda: now[0])
   clock = profiling.Clock(100.0)
   assert clock.stop() == 100.0
   clock.start()
-  time.sleep(0.02)
+  now[0] += 2
   with clock.paused() as seconds:
-    assert 100.02 <= seconds < 101
-    time.sleep(0.05)
+    assert seconds == 102.0
+    now[0] += 50
     assert clock.stop() == seconds
-  time.sleep(0.01)
-  assert seconds + 0.01 <= clock.stop() < seconds + 0.05
+  now[0] += 1
+  assert clock.stop() == 103.0
 
 
 def test_memory_is_that_of_the_fullest_device(monkeypatch):

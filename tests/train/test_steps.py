@@ -347,3 +347,81 @@ def test_one_update_needs_no_loop():
   chex.assert_trees_all_close(found.params, wanted.params, rtol=1e-6)
   chex.assert_trees_all_close(metrics, single, rtol=1e-6)
   assert "while" not in several.lower(start, batch).as_text()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_an_average_of_16_bit_parameters_moves(dtype):
+  """A thousand steps at decay 0.999; in bfloat16 it stayed where it was."""
+
+  def count(state, batch):
+    params = jax.tree.map(lambda p: p + jnp.asarray(0.5, p.dtype), state.params)
+    return state.replace(params=params, step=state.step + 1), {}
+
+  step = steps.with_ema(count, decay=0.999)
+  state = steps.init_state(
+    {"w": jnp.full((2,), 1.0, dtype)}, optax.identity(), key=jax.random.key(0)
+  )
+  run = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(100))[0])
+  state, expected = steps.init_ema(state), 1.0
+  for i in range(100):
+    expected = 0.999 * expected + 0.001 * (1.0 + 0.5 * (i + 1))
+  final = run(state)
+  assert final.model_state["ema"]["w"].dtype == jnp.float32
+  np.testing.assert_allclose(final.model_state["ema"]["w"], expected, rtol=1e-5)
+  seen = steps.ema_state(final).params["w"]
+  assert seen.dtype == jnp.dtype(dtype)
+  np.testing.assert_allclose(np.float32(seen), expected, rtol=2**-8)
+  old = state.replace(model_state={"model": {}, "ema": state.params})
+  with pytest.raises(ValueError, match=f"an average of dtype {dtype}"):
+    step(old, jnp.int32(0))
+
+
+def test_an_average_comes_to_rest_at_the_parameters():
+  """float32(0.9999) and float32(1 - 0.9999) do not add to 1."""
+  still = lambda state, batch: (state.replace(step=state.step + 1), {})
+  step = steps.with_ema(still, decay=0.9999)
+  state = steps.init_ema(
+    steps.init_state(
+      {"w": jnp.float32([1.0, -3.0])}, optax.identity(), key=jax.random.key(0)
+    )
+  )
+  run = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(2000))[0])
+  np.testing.assert_array_equal(run(state).model_state["ema"]["w"], [1, -3])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_microbatches_of_16_bit_gradients_are_added_in_float32(dtype):
+  """512 gradients of which each is lost beside the sum of the others."""
+
+  def loss(params, model_state, batch, key):
+    return jnp.sum(params["w"] * batch["x"]), ({}, model_state)
+
+  sizes = np.full(512, 2.0**-8, np.float32)
+  sizes[0] = 4.0
+  params = {"w": jnp.ones((), dtype)}
+  grad_fn = jax.jit(steps.value_and_grad(loss, num_microbatches=512))
+  batch = {"x": jnp.asarray(sizes, dtype)}
+  value, _, _, grads = grad_fn(params, {}, batch, jax.random.key(0))
+  mean = sizes.mean(dtype=np.float64)
+  assert grads["w"].dtype == jnp.dtype(dtype)
+  np.testing.assert_allclose(np.float32(grads["w"]), mean, rtol=2**-8)
+  np.testing.assert_allclose(value, mean, rtol=1e-6)
+
+
+def test_many_updates_a_step_do_not_wrap_around():
+  seen = steps.scanned(lambda s, b: (s, {"at": s.step}), 1000)
+  tx = optax.sgd(0.1)
+  batch = {"x": jnp.zeros((1000, 1))}
+  for at, first in ((3, 3000), (2_147_484, 2_147_483_000), (2**31 - 1, None)):
+    state = _state(tx).replace(step=jnp.int32(at))
+    after, found = seen(state, batch)
+    first = 2_147_483_000 if first is None else first
+    np.testing.assert_allclose(found["at"], first, rtol=1e-6)
+    assert after.step == min(at + 1, 2**31 - 1)
+
+
+@pytest.mark.parametrize("stream", [0.5, -1, 2**32, True])
+def test_streams_are_integers_of_32_bits(stream):
+  """0.5 would be stream 0 again, and 2^32 too."""
+  with pytest.raises(ValueError, match=f"stream={stream} is not allowed"):
+    steps.with_batch(lambda s, b: (s, {}), lambda b, k: b, stream=stream)

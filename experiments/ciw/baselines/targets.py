@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from locojax.core import checks
+from locojax.core import labels as labels_lib
 
 
 def distributions(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -17,7 +18,8 @@ def distributions(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     labels: `[n]` class indices, or `[n, classes]` soft labels.
 
   Returns:
-    One-hot rows, or the soft labels. An index outside the classes gives zeros.
+    One-hot rows, or the soft labels. An index outside the classes is refused,
+    or where it is traced gives a row of NaN (`core.labels`).
 
   Raises:
     ValueError: shapes or dtypes that do not fit.
@@ -42,7 +44,9 @@ def distributions(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
       f"allowed: they must be [{logits.shape[0]}] class indices, or soft "
       f"labels of shape {logits.shape}."
     )
-  return jax.nn.one_hot(labels, logits.shape[1], dtype=dtype)
+  index, bad = labels_lib.check("labels", labels, logits.shape[1])
+  rows = jax.nn.one_hot(index, logits.shape[1], dtype=dtype)
+  return labels_lib.spoil(rows, bad)
 
 
 def log_probabilities(logits: ArrayLike) -> jax.Array:

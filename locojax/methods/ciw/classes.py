@@ -22,10 +22,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy import special
 from jax.typing import ArrayLike
 
-from locojax.core import checks
+from locojax.core import arrays, checks
+from locojax.core import labels as labels_lib
 from locojax.methods.ciw import inputs
 
 DIVERGENCES = ("tv", "l1", "l2", "kl")
@@ -64,8 +66,11 @@ def moved_mass(divergence: str, gamma: ArrayLike) -> ArrayLike:
   return gamma / 2 if divergence == "l1" else gamma
 
 
-def check_labels(labels: ArrayLike, shape, live=None) -> jax.Array:
+def check_labels(labels: ArrayLike, shape, live=None) -> labels_lib.Checked:
   """Labels as an array, if they suit `[n, K]` losses.
+
+  Soft labels follow the rule of `core.labels` too: a row that is no
+  distribution is a bad label.
 
   Args:
     labels: `[n]` integers in [0, K), or `[n, K]` probabilities.
@@ -73,49 +78,42 @@ def check_labels(labels: ArrayLike, shape, live=None) -> jax.Array:
     live: `[n]` bool; labels of other examples are not looked at.
 
   Returns:
-    `[n]` int32 or `[n, K]` floats; label 0 or a one-hot 0 at other examples.
+    `index`: `[n]` int32 or `[n, K]` floats, label 0 or a one-hot 0 at bad and
+    at other examples; and `bad`, `[n]` bool.
 
   Raises:
     ValueError: another shape or dtype; unless traced, labels out of range,
       negative, or soft labels that do not sum to 1.
   """
-  labels = checks.array("labels", labels)
-  live = jnp.ones(shape[:1], bool) if live is None else live
+  if not isinstance(labels, jax.Array):
+    labels = np.asarray(labels)
   if jnp.issubdtype(labels.dtype, jnp.integer) and labels.ndim == 1:
-    return _check_hard(labels, shape, live)
+    checks.same_shape("labels", labels.shape, "the batch", shape[:1])
+    return labels_lib.check("labels", labels, shape[1], live)
   if not jnp.issubdtype(labels.dtype, jnp.floating) or labels.ndim != 2:
     raise ValueError(
       f"labels has shape {labels.shape} and dtype {labels.dtype}: it must be "
       f"[examples] integers or [examples, classes] floats."
     )
   checks.same_shape("labels", labels.shape, "losses", shape)
-  low_precision = labels.dtype.itemsize < 4
-  slack = _LOW_PRECISION_SLACK if low_precision else _SUM_SLACK
-  labels = inputs.as_float(labels)
-  first = jax.nn.one_hot(0, shape[1], dtype=labels.dtype)
+  live = jnp.ones(shape[:1], bool) if live is None else live
+  return _check_soft(jnp.asarray(labels), live)
+
+
+def _check_soft(labels: jax.Array, live: jax.Array) -> labels_lib.Checked:
+  slack = _LOW_PRECISION_SLACK if labels.dtype.itemsize < 4 else _SUM_SLACK
+  labels = arrays.as_float(labels)
+  first = jax.nn.one_hot(0, labels.shape[1], dtype=labels.dtype)
   labels = jnp.where(live[:, None], labels, first)
-  if inputs.is_concrete(labels):
-    low = float(labels.min())
-    gap = float(jnp.abs(labels.sum(axis=1) - 1).max())
-    if not (low >= 0 and gap <= slack):
-      raise ValueError(
-        f"labels has the least value {low:g} and rows whose sum is off by "
-        f"{gap:g}: soft labels must be 0 or more and sum to 1."
-      )
-  return labels
-
-
-def _check_hard(labels, shape, live):
-  checks.same_shape("labels", labels.shape, "the batch", shape[:1])
-  labels = jnp.where(live, labels, 0).astype(jnp.int32)
-  if inputs.is_concrete(labels):
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= shape[1]:
-      raise ValueError(
-        f"labels holds values from {low} to {high}: with {shape[1]} classes "
-        f"they must be in [0, {shape[1] - 1}]."
-      )
-  return labels
+  low, gap = labels.min(axis=1), jnp.abs(labels.sum(axis=1) - 1)
+  good = (low >= 0) & (gap <= slack)
+  if arrays.is_concrete(good) and not bool(good.all()):
+    raise ValueError(
+      f"labels has the least value {float(low.min()):g} and rows whose sum is "
+      f"off by {float(gap.max()):g}: soft labels must be 0 or more and sum to "
+      "1."
+    )
+  return labels_lib.Checked(jnp.where(good[:, None], labels, first), ~good)
 
 
 def one_hot(labels: jax.Array, num_classes: int, dtype) -> jax.Array:
@@ -281,7 +279,8 @@ def class_weights(
 
   Args:
     losses: `[n, K]` losses of all classes, or minus the logits.
-    labels: `[n]` integers, or `[n, K]` probabilities.
+    labels: `[n]` integers in [0, K), or `[n, K]` probabilities. Others are
+      refused, or where they are traced make their row NaN (`core.labels`).
     divergence: `tv`, `l1` (twice `tv`), `l2` (the square of the norm) or `kl`.
     gamma: radius in that divergence, 0 or more (`tv`: to 1; `l1`: to 2). May
       be traced; 0 gives the labels exactly.
@@ -300,15 +299,17 @@ def class_weights(
   [[0.75, 0.25, 0.0]]
   """
   check_settings(divergence, gamma)
-  losses = jax.lax.stop_gradient(inputs.as_float(losses))
+  losses = jax.lax.stop_gradient(arrays.as_float(losses))
   if losses.ndim != 2 or 0 in losses.shape:
     raise ValueError(
       f"losses has shape {losses.shape}: it must be [examples, classes]."
     )
-  labels = jax.lax.stop_gradient(check_labels(labels, losses.shape))
+  labels, bad = check_labels(labels, losses.shape)
+  labels = jax.lax.stop_gradient(labels)
   exact = labels.ndim == 1 and divergence != "l2"
   solve = _two_class_weights if exact else _row_weights
-  return jax.lax.stop_gradient(solve(losses, labels, divergence, gamma))
+  weights = solve(losses, labels, divergence, gamma)
+  return jax.lax.stop_gradient(labels_lib.spoil(weights, bad))
 
 
 def inner_losses(
@@ -325,7 +326,7 @@ def inner_losses(
 
   Args:
     logits: `[n, K]`, any real dtype; computed in float32 or float64.
-    labels: `[n]` integers.
+    labels: `[n]` integers in [0, K), others as in `class_weights`.
     divergence: `tv`, `l1` or `kl`.
     gamma: as in `class_weights`.
 
@@ -340,11 +341,12 @@ def inner_losses(
   0.3133
   """
   check_settings(divergence, gamma)
-  logits = inputs.as_float(logits)
-  labels = check_labels(labels, logits.shape)
+  logits = arrays.as_float(logits)
+  labels, bad = check_labels(labels, logits.shape)
   if labels.ndim != 1:
     raise ValueError("labels must be [examples] integers here.")
   q = jnp.asarray(moved_mass(divergence, gamma), logits.dtype)
   best = best_class(-jax.lax.stop_gradient(logits), labels)
   target = (1 - q) * pick(logits, labels) + q * pick(logits, best)
-  return special.logsumexp(logits, axis=1) - target
+  losses = special.logsumexp(logits, axis=1) - target
+  return labels_lib.spoil(losses, bad)

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from locojax.core import checks
-from locojax.methods.ciw import inputs
+from locojax.core import arrays, checks
 
 
 def effective_sample_size(
@@ -33,7 +32,7 @@ def effective_sample_size(
   >>> float(effective_sample_size([0.5, 0.5, 0.0]))
   2.0
   """
-  weights = inputs.as_float(weights)
+  weights = arrays.as_float(weights)
   top = jnp.max(weights)
   if axis_name is not None:
     top = jax.lax.pmax(top, axis_name)

@@ -6,15 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from locojax.core import checks
-
-is_concrete = checks.is_concrete
-
-
-def as_float(x: ArrayLike) -> jax.Array:
-  """An array in float32, or in float64 if it is that."""
-  x = jnp.asarray(x)
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+from locojax.core import arrays, checks
 
 
 def number(name: str, value: ArrayLike, check=checks.positive, *bounds):
@@ -36,7 +28,7 @@ def number(name: str, value: ArrayLike, check=checks.positive, *bounds):
     raise ValueError(
       f"{name} has shape {jnp.shape(value)}: it must be a single number."
     )
-  if is_concrete(value):
+  if arrays.is_concrete(value):
     check(name, value.item() if hasattr(value, "item") else value, *bounds)
   return value
 
@@ -55,6 +47,6 @@ def live_examples(mask: ArrayLike | None, num: int) -> jax.Array:
     return jnp.ones(num, bool)
   live = jnp.asarray(mask) != 0
   checks.same_shape("mask", live.shape, "the batch", (num,))
-  if is_concrete(live) and not bool(live.any()):
+  if arrays.is_concrete(live) and not bool(live.any()):
     raise ValueError(f"mask is zero at all {num} examples: one must be left.")
   return live

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from locojax.core import checks
+from locojax.core import arrays, checks
 from locojax.methods.ciw import inputs
 
 _ORDER = {
@@ -348,7 +348,7 @@ def _grouped(losses, live, lam, radius, *, groups, normalize, **settings):
 
 
 def _vector(name: str, x: ArrayLike) -> jax.Array:
-  x = inputs.as_float(x)
+  x = arrays.as_float(x)
   if x.ndim != 1 or not x.shape[0]:
     raise ValueError(
       f"{name} has shape {x.shape}: it must be [examples], one or more."
@@ -358,7 +358,7 @@ def _vector(name: str, x: ArrayLike) -> jax.Array:
 
 def _check_losses(losses, live, alpha, lam) -> None:
   harmless = alpha is None or alpha == 1 or lam is None
-  if harmless or not inputs.is_concrete(losses, live):
+  if harmless or not arrays.is_concrete(losses, live):
     return
   least = float(_least(losses, live))
   if least < -_SLACK:

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from locojax.core import checks, metrics, types
+from locojax.core import arrays, checks, metrics, types
+from locojax.core import labels as labels_lib
 from locojax.methods.ciw import classes, diagnostics, inputs, instance
 
 # The counter's collection in the model state.
@@ -177,20 +178,24 @@ def weighted_sum(weights: jax.Array, losses: jax.Array) -> jax.Array:
 
   Their gradient is zero too, if finite. A NaN weight stays visible.
   """
-  losses = inputs.as_float(losses)
+  losses = arrays.as_float(losses)
   return jnp.sum(weights * jnp.where(weights == 0, 0.0, losses))
 
 
 def _logits_and_labels(logits, labels, mask):
-  """Both in safe values: masked rows are zeros with label 0."""
-  logits = inputs.as_float(logits)
+  """Both in safe values: masked rows are zeros with label 0.
+
+  Rows with a bad label are NaN.
+  """
+  logits = arrays.as_float(logits)
   if logits.ndim != 2 or 0 in logits.shape:
     raise ValueError(
       f"logits has shape {logits.shape}: it must be [examples, classes]."
     )
   live = inputs.live_examples(mask, logits.shape[0])
-  labels = classes.check_labels(labels, logits.shape, live)
-  return jnp.where(live[:, None], logits, 0.0), labels
+  labels, bad = classes.check_labels(labels, logits.shape, live)
+  logits = arrays.kept(logits, live)
+  return labels_lib.spoil(logits, bad), labels
 
 
 def _inner(logits, labels, config, gamma):
@@ -223,7 +228,9 @@ def ciw_loss(
 
   Args:
     logits: `[n, K]`, any real dtype; computed in float32 or float64.
-    labels: `[n]` integers, or `[n, K]` probabilities (after mixup).
+    labels: `[n]` integers in [0, K), or `[n, K]` probabilities (after mixup).
+      Others are refused; where they are traced, the loss of the example is NaN
+      (`core.labels`), and with it the weighted loss.
     instance: how examples are weighted.
     class_: how classes are weighted; None keeps the labels.
     step: updates done; needed by a burn-in or a schedule of `lam`.
@@ -273,7 +280,8 @@ def ciw_binary_loss(
 
   Args:
     logits: `[n]` z, the log-odds of label 1.
-    labels: `[n]` integers 0 or 1, or float probabilities of 1.
+    labels: `[n]` integers 0 or 1, or float probabilities of 1; others as in
+      `ciw_loss`.
     **settings: as in `ciw_loss`.
 
   Returns:
@@ -287,7 +295,7 @@ def ciw_binary_loss(
   >>> round(float(loss), 4)
   0.6931
   """
-  logits, labels = inputs.as_float(logits), checks.array("labels", labels)
+  logits, labels = arrays.as_float(logits), checks.array("labels", labels)
   if logits.ndim != 1:
     raise ValueError(f"logits has shape {logits.shape}: it must be [examples].")
   checks.same_shape("labels", labels.shape, "logits", logits.shape)
@@ -333,12 +341,33 @@ def _put_step(model_state, step):
   return {**model_state, STATE: {"step": jnp.minimum(step, last - 1) + 1}}
 
 
-def _coupled(inner, weigh, needs_step: bool) -> types.LossFn:
+def _finite_where_masked(batch, mask_name: str):
+  """The batch with 0 for what is not finite in masked examples.
+
+  The gradient of a loss that counts nothing is 0 times its derivative, which
+  must be finite.
+  """
+  mask = batch.get(mask_name)
+  if mask is None:
+    return batch
+
+  def one(x):
+    x = jnp.asarray(x)
+    if x.shape[:1] != mask.shape or not jnp.issubdtype(x.dtype, jnp.floating):
+      return x
+    live = arrays.spread(mask != 0, x.ndim)
+    return jnp.where(live | jnp.isfinite(x), x, 0)
+
+  return {name: jax.tree.map(one, x) for name, x in batch.items()}
+
+
+def _coupled(inner, weigh, needs_step: bool, mask_name: str) -> types.LossFn:
   """A `LossFn` of `inner` and `weigh(output, batch, step)`."""
 
   @functools.wraps(inner)
   def loss_fn(params, model_state, batch, key):
     model_state, step = _take_step(model_state, needs_step)
+    batch = _finite_where_masked(batch, mask_name)
     output, (extra, model_state) = inner(params, model_state, batch, key)
     loss, ess = weigh(output, batch, step)
     own = {"loss": metrics.mean(loss), "ess": metrics.mean(ess)}
@@ -371,7 +400,8 @@ def reweight(
       (metrics, model_state))`, losses `[n]`.
     instance: how examples are weighted.
     burnin: last step of a plain mean; 0 for none at all.
-    mask_name: entry of the batch, zero at padding; used if it is there.
+    mask_name: entry of the batch, zero at padding; used if it is there. What
+      is not finite in a masked example is 0 to the model.
     axis_name: mapped axis over which the batch is split.
 
   Returns:
@@ -392,7 +422,7 @@ def reweight(
     ess = diagnostics.effective_sample_size(weights, axis_name=axis_name)
     return weighted_sum(weights, losses), ess
 
-  return _coupled(per_example_loss_fn, weigh, needs_step)
+  return _coupled(per_example_loss_fn, weigh, needs_step, mask_name)
 
 
 def reweight_logits(
@@ -414,7 +444,8 @@ def reweight_logits(
     class_: how classes are weighted; None keeps the labels.
     burnin: last step of plain mean cross-entropy; 0 for none at all.
     label_name: entry of the batch with the labels.
-    mask_name: entry of the batch, zero at padding; used if it is there.
+    mask_name: entry of the batch, zero at padding; used if it is there. What
+      is not finite in a masked example is 0 to the model.
     axis_name: mapped axis over which the batch is split.
 
   Returns:
@@ -438,7 +469,7 @@ def reweight_logits(
     )
     return loss, aux["ess"]
 
-  return _coupled(logits_fn, weigh, needs_step)
+  return _coupled(logits_fn, weigh, needs_step, mask_name)
 
 
 class ReweightState(NamedTuple):
@@ -456,7 +487,7 @@ def _weighted_grads(weights, grads):
 
   def one(g):
     w = weights.reshape((-1,) + (1,) * (g.ndim - 1))
-    kept = jnp.where(w == 0, 0.0, inputs.as_float(g))
+    kept = jnp.where(w == 0, 0.0, arrays.as_float(g))
     return jnp.sum(w * kept, axis=0).astype(g.dtype)
 
   return jax.tree.map(one, grads)

@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from locojax.core import checks, trees, types
+from locojax.core import arrays, checks, trees, types
+from locojax.core import labels as labels_lib
 from locojax.methods.ciw import classes
 from locojax.methods.ciw import inputs as inputs_lib
 
@@ -68,7 +69,7 @@ def mixing_mass(
   [0.75, 0.25]
   """
   checks.nonnegative("power", power)
-  weights = inputs_lib.as_float(weights)
+  weights = arrays.as_float(weights)
   live = inputs_lib.live_examples(mask, weights.shape[0])
   weights = jnp.where(live, weights, 0.0)
   top = jnp.max(weights)
@@ -88,7 +89,7 @@ def smoothing_share(mass: ArrayLike, mask: ArrayLike | None = None):
   Returns:
     `[n]` in [0, 1] at live examples.
   """
-  mass = inputs_lib.as_float(mass)
+  mass = arrays.as_float(mass)
   live = inputs_lib.live_examples(mask, mass.shape[0])
   low = jnp.min(jnp.where(live, mass, jnp.inf)) - _MARGIN
   high = jnp.max(jnp.where(live, mass, -jnp.inf)) + _MARGIN
@@ -142,7 +143,7 @@ def _partners(key, mass, live, drawn: bool, groups: int):
 
 def _mix(x, ratios, partners, live=None):
   """r x_i + (1 - r) x_j in at least float32, dtype and masked rows kept."""
-  wide = inputs_lib.as_float(x)
+  wide = arrays.as_float(x)
   shape = (-1,) + (1,) * (x.ndim - 1)
   r = ratios.reshape(shape)
   mixed = (r * wide + (1 - r) * wide[partners]).astype(x.dtype)
@@ -186,9 +187,9 @@ def _soft_labels(labels, num_classes, live):
     raise ValueError("num_classes=None is not allowed: integer labels need it.")
   if labels.ndim == 2:
     num_classes = labels.shape[1]
-  labels = classes.check_labels(labels, (live.shape[0], num_classes), live)
+  labels, bad = classes.check_labels(labels, (live.shape[0], num_classes), live)
   dtype = labels.dtype if labels.ndim == 2 else jnp.float32
-  return classes.one_hot(labels, num_classes, dtype)
+  return labels_lib.spoil(classes.one_hot(labels, num_classes, dtype), bad)
 
 
 def _smoothed(labels, mass, logits, mask):
@@ -218,6 +219,8 @@ def ciw_mixup(
     key: typed PRNG key.
     inputs: any tree of `[n, ...]` floating point arrays.
     labels: `[n]` integers (with `num_classes`), or `[n, K]` probabilities.
+      Others are refused; where they are traced, the mixed labels of what they
+      are mixed into are NaN (`core.labels`).
     weights: `[n]` instance weights; `simple` does not look at them.
     mode: one of `MODES`.
     alpha: of the Beta distribution, above 0; needed but by the `weight` modes.

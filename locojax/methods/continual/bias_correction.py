@@ -124,6 +124,7 @@ def bic(
   teacher_fn = teacher_fn or apply_fn
 
   def loss_fn(params, model_state, batch, key):
+    batch = losses.clean(batch)
     own, rest = losses.take(model_state, STATE, "with_bic")
     teacher, rest = losses.take(rest, teachers.STATE, "with_bic")
     logits, rest = apply_fn(params, rest, batch, key)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from locojax.core import checks, trees, types
+from locojax.core import arrays, checks, trees, types
 
 KINDS = ("reservoir", "ring", "balanced")
 _EMPTY = -1
@@ -293,7 +293,7 @@ def _check_labels(buffer, labels, live):
   checks.same_shape("labels", labels.shape, "the batch", live.shape)
   there = (labels >= 0) & (labels < num_classes)
   wrong = live & ~there
-  if checks.is_concrete(wrong) and np.asarray(wrong).any():
+  if arrays.is_concrete(wrong) and np.asarray(wrong).any():
     found = sorted(set(np.asarray(labels)[np.asarray(wrong)].tolist()))
     raise ValueError(
       f"labels holds {found}, which is not allowed: they must be in "

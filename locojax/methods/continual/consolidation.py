@@ -88,6 +88,7 @@ def diagonal_fisher(
   """
   checks.one_of("labels", labels, LABELS)
   checks.positive_int("chunk", chunk)
+  batch = losses.clean(batch)
   num = len(batch[losses.LABEL])
   one = functools.partial(_squares, apply_fn, params, model_state, labels)
   pad = -num % chunk

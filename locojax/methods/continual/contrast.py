@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from locojax.core import checks, metrics, types
+from locojax.core import arrays, checks, metrics, types
 from locojax.methods.continual import losses, masks, replay, teachers
 
 _TINY = 1e-12
@@ -70,7 +70,7 @@ def asymmetric_contrast(
     ValueError: shapes that differ, a bad temperature.
   """
   checks.positive("temperature", temperature)
-  z = unit(jnp.asarray(embeddings))
+  z = unit(arrays.kept(embeddings, mask))
   labels = checks.index_array("labels", labels)
   live = _live(mask, len(z))
   anchors = jnp.asarray(anchors) != 0
@@ -108,7 +108,8 @@ def relation_distillation(
   """
   checks.positive("temperature", temperature)
   checks.positive("past_temperature", past_temperature)
-  now, past = unit(jnp.asarray(embeddings)), unit(jnp.asarray(past_embeddings))
+  rows = (arrays.kept(x, mask) for x in (embeddings, past_embeddings))
+  now, past = (unit(x) for x in rows)
   checks.same_shape(
     "past_embeddings[:, 0]", past.shape[:1], "embeddings[:, 0]", now.shape[:1]
   )
@@ -160,6 +161,7 @@ def co2l(
   teacher_fn = teacher_fn or embed_fn
 
   def loss_fn(params, model_state, batch, key):
+    batch = losses.clean(batch)
     teacher, rest = losses.take(model_state, teachers.STATE, "with_teacher")
     z, rest = embed_fn(params, rest, batch, key)
     live = losses.live_rows(batch, len(z))

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from locojax.core import checks, metrics, types
+from locojax.core import arrays, checks, metrics, types
 from locojax.methods.continual import masks
 
 LABEL, MASK = "label", "mask"
@@ -44,6 +44,22 @@ def live_rows(batch: types.Batch, num: int) -> jax.Array:
   mask = jnp.asarray(batch[MASK]).astype(jnp.float32)
   checks.same_shape(MASK, mask.shape, "the examples", (num,))
   return mask
+
+
+def clean(batch: types.Batch) -> types.Batch:
+  """The batch with zeros where its `mask` removes an example's floats.
+
+  So that what stands there reaches neither a value nor a gradient.
+  """
+  if MASK not in batch:
+    return batch
+
+  def one(x):
+    x = jnp.asarray(x)
+    floats = jnp.issubdtype(x.dtype, jnp.floating)
+    return arrays.kept(x, batch[MASK]) if floats else x
+
+  return {k: v if k == MASK else one(v) for k, v in batch.items()}
 
 
 def of_logits(
@@ -74,6 +90,7 @@ def cross_entropy(apply_fn: ApplyFn) -> types.LossFn:
   """
 
   def loss_fn(params, model_state, batch, key):
+    batch = clean(batch)
     logits, model_state = apply_fn(params, model_state, batch, key)
     loss, found = of_logits(logits, batch)
     return loss, (found, model_state)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from locojax.core import checks, class_masks, metrics, types
+from locojax.core import arrays, checks, class_masks, metrics, types
 
 CLASS_MASK = "class_mask"
 EVAL_CLASSES = ("all", "seen", "task")
@@ -37,8 +37,9 @@ class Losses(NamedTuple):
   """Cross-entropy of single examples.
 
   Attributes:
-    values: `[n]` float32; 0 where the label is outside.
-    outside: `[n]` bool, the label is outside the mask or the classes.
+    values: `[n]` float32; 0 where the label is outside, NaN where it is no
+      class (the rule of `core/labels.py`).
+    outside: `[n]` bool, the label is a class outside the mask.
   """
 
   values: jax.Array
@@ -73,8 +74,10 @@ def masked_losses(
   values, _ = class_masks.masked_cross_entropy(
     logits, labels, classes, mask=mask
   )
-  inside = class_masks.labels_inside(labels, classes, logits.shape[-1])
-  return Losses(values, ~inside)
+  num_classes = logits.shape[-1]
+  known = class_masks.labels_inside(labels, None, num_classes)
+  inside = class_masks.labels_inside(labels, classes, num_classes)
+  return Losses(values, known & ~inside)
 
 
 def masked_cross_entropy(
@@ -251,7 +254,7 @@ def replay_reverse_mask(mask: ArrayLike, is_replay: ArrayLike) -> jax.Array:
   """
   mask, is_replay = jnp.asarray(mask), jnp.asarray(is_replay)
   out = jnp.where(is_replay[:, None], ~mask, mask)
-  if checks.is_concrete(out) and not np.asarray(out).any(axis=-1).all():
+  if arrays.is_concrete(out) and not np.asarray(out).any(axis=-1).all():
     raise ValueError(
       "mask leaves no class in some rows: with a reverse mask there must be "
       "classes beside the current ones."

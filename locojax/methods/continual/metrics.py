@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from locojax.core import checks
+from locojax.core import arrays, checks
 
 KINDS = ("official", "chaudhry")
 _SLACK = 1e-6
@@ -145,7 +145,7 @@ class AccuracyMatrix:
 
   def _check_time(self, t: ArrayLike) -> bool:
     """Whether t is known now; if so it is checked."""
-    known = checks.is_concrete(t)
+    known = arrays.is_concrete(t)
     if known:
       value = t.item() if hasattr(t, "item") else t
       checks.int_in_range("t", value, 0, self.num_tasks - 1)
@@ -155,7 +155,7 @@ class AccuracyMatrix:
     """The mean over rows; NaN without any, or with a column missing."""
     needed = jnp.arange(self.num_tasks) <= t
     missing = needed & ~self.filled
-    if self._check_time(t) and checks.is_concrete(missing):
+    if self._check_time(t) and arrays.is_concrete(missing):
       absent = np.flatnonzero(np.asarray(missing)).tolist()
       if absent:
         raise ValueError(
@@ -167,7 +167,7 @@ class AccuracyMatrix:
 
 
 def _check_shares(accuracies: jax.Array) -> None:
-  if not checks.is_concrete(accuracies):
+  if not arrays.is_concrete(accuracies):
     return
   accuracies = np.asarray(accuracies)
   low, high = float(accuracies.min()), float(accuracies.max())

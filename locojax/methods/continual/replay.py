@@ -222,6 +222,7 @@ def derpp(
     checks.positive_int("num_replay", num_replay)
 
   def loss_fn(params, model_state, batch, key):
+    batch = losses.clean(batch)
     own, rest = losses.take(model_state, STATE, "with_replay")
     if "logits" not in own["buffer"].examples:
       raise ValueError(

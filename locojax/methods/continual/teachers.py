@@ -127,6 +127,7 @@ def lwf(
   teacher_fn = teacher_fn or apply_fn
 
   def loss_fn(params, model_state, batch, key):
+    batch = losses.clean(batch)
     teacher, rest = losses.take(model_state, STATE, "with_teacher")
     logits, rest = apply_fn(params, rest, batch, key)
     loss, found = losses.of_logits(logits, batch)

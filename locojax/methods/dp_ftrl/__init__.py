@@ -118,6 +118,7 @@ from locojax.methods.dp_ftrl.sensitivity import (
 from locojax.methods.dp_ftrl.sensitivity import (
   tree as tree_squared_sensitivity,
 )
+from locojax.methods.dp_ftrl.sums import RoundedAway
 from locojax.methods.dp_ftrl.tree import RestartPolicy
 
 __all__ = [
@@ -139,6 +140,7 @@ __all__ = [
   "Release",
   "RestartPolicy",
   "RoundState",
+  "RoundedAway",
   "ShuffledEpochs",
   "Strategy",
   "Trees",

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from locojax.core import checks, types
+from locojax.core import checks, narrow, types
 
 # A client tells whether its norm is at most the estimate, as +1/2 or -1/2.
 COUNT_SENSITIVITY = 0.5
@@ -63,7 +63,8 @@ def clip_update(
   Returns:
     `(clipped, norm, was_finite)`: the update in its own dtypes, its norm before
     (`[]` float32), and whether that was finite (`[]` bool). A zero update stays
-    zero; one whose norm is not finite becomes zeros.
+    zero; one whose norm is not finite becomes zeros. Entries of 16 bits are
+    rounded towards zero, so that rounding does not lift the norm above C.
 
   Raises:
     ValueError: a bad `clip_norm`, or a leaf that is not of real numbers.
@@ -88,9 +89,18 @@ def clip_update(
 
   def clip(x):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return jnp.where(finite, wide * scale, 0.0).astype(x.dtype)
+    return _towards_zero(jnp.where(finite, wide * scale, 0.0), x.dtype)
 
   return jax.tree.map(clip, tree), norm, finite
+
+
+def _towards_zero(x: jax.Array, dtype) -> jax.Array:
+  """`x` in a dtype of 16 bits, no entry larger than it was; else the cast."""
+  if jnp.dtype(dtype).itemsize >= 4:
+    return x.astype(dtype)
+  near = narrow.rounded(x, dtype).astype(dtype)
+  back = jax.lax.nextafter(near, jnp.zeros_like(near))
+  return jnp.where(jnp.abs(narrow.rounded(x, dtype)) > jnp.abs(x), back, near)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +193,7 @@ class QuantileClip:
 def quantile_clip_init(clip: QuantileClip) -> ClipState:
   """The state before the first round."""
   first = jnp.full((), clip.initial, jnp.float32)
-  return ClipState(first, first, clip.count_tx.init(jnp.zeros(())))
+  return ClipState(first, first, clip.count_tx.init(jnp.zeros_like(first)))
 
 
 def quantile_clip_start(

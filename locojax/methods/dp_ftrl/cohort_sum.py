@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from locojax.core import checks, metrics, trees, types
+from locojax.core import checks, metrics, narrow, trees, types
 from locojax.methods.dp_ftrl import clipping, noise
+from locojax.methods.dp_ftrl import sums as sums_lib
 
 _ROUNDING_STREAM = 0x6819D
+_MAX_CELLS = 2**23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Plan:
   client_mask: str
   axis: str
   grid: float | None = None
+  clip_norm: float | None = None
 
 
 class Sums(NamedTuple):
@@ -73,14 +76,20 @@ def _zeros(shapes: types.PyTree) -> types.PyTree:
   return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
-def _local_step(plan: Plan, shared, carry, inputs):
-  """One step of a client; nothing changes where no example counts."""
+def _local_step(plan: Plan, dtypes, shared, carry, inputs):
+  """One step of a client; nothing changes where no example counts.
+
+  A client's parameters are float32 or wider, for short steps would be lost in
+  16 bits; the loss sees them in `dtypes`.
+  """
   params, opt_state, model_state = carry
   index, key, batch = inputs
   batch = {**batch, **shared}
+  seen = jax.tree.map(lambda p, dtype: p.astype(dtype), params, dtypes)
   (loss, (found, new_model_state)), grads = jax.value_and_grad(
     plan.loss_fn, has_aux=True
-  )(params, model_state, batch, jax.random.fold_in(key, index))
+  )(seen, model_state, batch, jax.random.fold_in(key, index))
+  grads = narrow.widen(grads)
   updates, new_opt_state = plan.client_tx.update(
     grads, opt_state, params, value=loss, grad=grads
   )
@@ -97,18 +106,15 @@ def _local_step(plan: Plan, shared, carry, inputs):
 def _train(plan: Plan, params, model_state, shared, batch, key):
   """A client's update and its metrics, summed over its local steps."""
   num_steps = len(jax.tree.leaves(batch)[0])
-  carry = (params, plan.client_tx.init(params), model_state)
+  wide, dtypes = narrow.widen(params), jax.tree.map(lambda p: p.dtype, params)
+  carry = (wide, plan.client_tx.init(wide), model_state)
   (trained, _, _), found = jax.lax.scan(
-    lambda c, x: _local_step(plan, shared, c, (x[0], key, x[1])),
+    lambda c, x: _local_step(plan, dtypes, shared, c, (x[0], key, x[1])),
     trees.strong_types(carry),
     (jnp.arange(num_steps), batch),
   )
 
-  def difference(new, old):
-    dtype = jnp.promote_types(old.dtype, jnp.float32)
-    return new.astype(dtype) - old.astype(dtype)
-
-  delta = jax.tree.map(difference, trained, params)
+  delta = jax.tree.map(jnp.subtract, trained, wide)
   return delta, jax.tree.map(lambda x: jnp.sum(x, axis=0), found)
 
 
@@ -186,6 +192,19 @@ def _split_cohort(plan: Plan, cohort: types.Batch):
   return shared, (jnp.arange(num), counts, clients)
 
 
+def _check_cells(plan: Plan, num_clients: int) -> None:
+  """Refuses a grid too fine for float32 to hold sums of it, and their noise."""
+  if plan.grid is None:
+    return
+  largest = num_clients * (plan.clip_norm / plan.grid + 1)
+  if largest > _MAX_CELLS:
+    raise sums_lib.RoundedAway(
+      f"grid={plan.grid} is not allowed with clip_norm={plan.clip_norm} and "
+      f"{num_clients} clients: their sum could reach {largest:.6g} cells, and "
+      f"float32 is exact up to {_MAX_CELLS} with the noise on top."
+    )
+
+
 def _num_shards(axis: str) -> int:
   """Devices along the axis of the mesh in force; 1 without one."""
   mesh = jax.sharding.get_abstract_mesh()
@@ -209,6 +228,7 @@ def sum_clients(plan: Plan, state, cohort, bounds, key) -> Sums:
     ValueError: a cohort of wrong shapes, or of clients that do not divide.
   """
   shared, clients = _split_cohort(plan, cohort)
+  _check_cells(plan, len(clients[0]))
   num_shards = _num_shards(plan.axis)
   checks.divisible(
     "number of clients",

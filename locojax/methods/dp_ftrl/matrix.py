@@ -14,6 +14,7 @@ Dvijotham et al., arXiv 2404.16706.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -305,6 +306,63 @@ def prefix_variances(matrix: np.ndarray) -> np.ndarray:
   return np.sum(prefix**2, axis=1)
 
 
+def _powers(x: np.ndarray, num: int) -> np.ndarray:
+  """x^0, ..., x^(num - 1) of each entry, `[n, num]`; by doubling."""
+  out = np.ones((len(x), num))
+  size, factor = 1, np.array(x, np.float64)
+  while size < num:
+    part = out[:, size : 2 * size]
+    part[:] = out[:, : part.shape[1]] * factor[:, None]
+    size, factor = 2 * size, factor * factor
+  return out
+
+
+def _blt_inverse_coefficients(theta, omega, num: int) -> np.ndarray:
+  """First column of C^-1, for weights of 0 or more.
+
+  It is 1, -s^T M^(j-1) s with s = sqrt(omega) and the symmetric M = diag(theta)
+  - s s^T, so that equal decays are no special case.
+  """
+  s = np.sqrt(omega)
+  values, vectors = np.linalg.eigh(np.diag(theta) - np.outer(s, s))
+  rest = (vectors.T @ s) ** 2 @ _powers(values, num - 1)
+  return np.concatenate([[1.0], -rest])
+
+
+def _blt_loss(theta, omega, num, k, b, objective: str) -> float:
+  """Squared sensitivity times the mean or largest prefix variance."""
+  if omega.sum() > 1:  # C would rise below its diagonal
+    return 1e12
+  c = np.concatenate([[1.0], omega @ _powers(theta, num - 1)])
+  total = np.zeros(num)
+  for i in range(k):
+    total[i * b :] += c[: num - i * b]
+  noise = np.cumsum(_blt_inverse_coefficients(theta, omega, num))
+  variance = np.cumsum(noise**2)  # the last one is the largest
+  return (
+    total @ total * (variance.mean() if objective == "mean" else variance[-1])
+  )
+
+
+def _blt_starts(num: int, num_buffers: int) -> list[np.ndarray]:
+  """Where searches begin: logits of decays, logs of weights.
+
+  One with short memories, which grow by a fixed factor; and three that spread
+  them from some rounds to about as many as there are.
+  """
+  first = np.log(0.4 / 3.0 ** np.arange(num_buffers))
+  out = [np.concatenate([3.0 + 2.5 * np.arange(num_buffers), first])]
+  longest = math.log(max(num, 2))
+  ends = ((0.0, longest), (-0.5, 0.7 * longest), (1.0, longest + 2.0))
+  for low, high in ends:
+    share = np.linspace(0, 1, num_buffers) if num_buffers > 1 else 0.5
+    logits = low + (high - low) * np.broadcast_to(share, (num_buffers,))
+    weights = np.exp(-logits / 2)
+    weights *= 0.5 / weights.sum()
+    out.append(np.concatenate([logits, np.log(weights)]))
+  return out
+
+
 def fit_blt(
   num_rounds: int,
   *,
@@ -315,31 +373,31 @@ def fit_blt(
 ) -> tuple[np.ndarray, np.ndarray]:
   """BLT parameters of the least loss, squared sensitivity times variance.
 
-  A Nelder-Mead search over decays and weights in float64 (`scipy`, which jax
-  needs anyway); seconds for some thousand rounds.
+  Nelder-Mead searches over decays and weights in float64 (`scipy`, which jax
+  needs anyway), from several starts, of which the best is taken: the loss has
+  local minima where two buffers are equal. Nothing is random; seconds for some
+  thousand rounds.
 
   Args:
     num_rounds: T.
     num_buffers: 1 to 4.
-    max_participations, min_sep: k and b of the participation.
+    max_participations, min_sep: k and b of the participation; a k that does not
+      fit is cut (`sensitivity.feasible`).
     objective: `mean` or `max` of the prefix variances.
 
   Returns:
-    theta, omega `[num_buffers]`.
+    theta, omega `[num_buffers]`, decays descending.
 
   Raises:
     ValueError: a bad setting.
   """
-  from scipy import optimize, signal
+  from scipy import optimize
 
   from locojax.methods.dp_ftrl import sensitivity
 
-  checks.positive_int("num_rounds", num_rounds)
   checks.int_in_range("num_buffers", num_buffers, 1, 4)
   checks.one_of("objective", objective, ("mean", "max"))
-  reduce = {"mean": np.mean, "max": np.max}[objective]
-  impulse = np.zeros(num_rounds)
-  impulse[0] = 1.0
+  k = sensitivity.feasible(num_rounds, max_participations, min_sep)
 
   def unpack(x):
     logits = np.clip(x[:num_buffers], -12.0, 12.0)
@@ -347,23 +405,13 @@ def fit_blt(
     return theta, np.exp(np.clip(x[num_buffers:], -30.0, 5.0))
 
   def loss(x):
-    theta, omega = unpack(x)
-    c = blt_coefficients(theta, omega, num_rounds)
-    if (c < 0).any() or (np.diff(c) > 1e-12).any():
-      return 1e12
-    noise = np.cumsum(signal.lfilter([1.0], c, impulse))
-    variance = np.cumsum(noise**2)
-    squared = sensitivity.toeplitz(
-      c, max_participations=max_participations, min_sep=min_sep
-    )
-    return squared * reduce(variance)
+    return _blt_loss(*unpack(x), num_rounds, k, min_sep, objective)
 
-  decays = np.array([3.0 + 2.5 * r for r in range(num_buffers)])
-  weights = np.log(0.4 / 3.0 ** np.arange(num_buffers))
-  found = optimize.minimize(
-    loss,
-    np.concatenate([decays, weights]),
-    method="Nelder-Mead",
-    options={"maxiter": 4000, "xatol": 1e-6, "fatol": 1e-9},
-  )
-  return unpack(found.x)
+  options = {"maxiter": 4000, "xatol": 1e-6, "fatol": 1e-9, "adaptive": True}
+  found = [
+    optimize.minimize(loss, start, method="Nelder-Mead", options=options)
+    for start in _blt_starts(num_rounds, num_buffers)
+  ]
+  theta, omega = unpack(min(found, key=lambda f: f.fun).x)
+  order = np.argsort(-theta, kind="stable")
+  return theta[order], omega[order]

@@ -15,11 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import linen as nn
 from jax.typing import ArrayLike
 
 from locojax.core import checks, metrics, types
+from locojax.core import labels as labels_lib
 from locojax.nn import recurrent
 
 # Numbers of the special tokens; `locojax.data.words` has the same.
@@ -255,7 +255,7 @@ def next_word_loss(model: nn.Module, *, name: str = "tokens") -> types.LossFn:
     inputs, labels = split_sentence(batch[name])
     logits = model.apply({"params": params}, inputs).astype(jnp.float32)
     mask = batch.get("mask")
-    each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    each = labels_lib.cross_entropy(logits, labels, mask)
     mean = metrics.mean(each, token_mask(labels, (PAD,), mask))
     found = {"loss": mean, **masked_accuracies(logits, labels, mask)}
     loss = mean.total / jnp.maximum(mean.weight, 1.0)

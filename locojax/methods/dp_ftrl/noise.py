@@ -24,13 +24,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
 from locojax.core import checks, trees, types
-from locojax.methods.dp_ftrl import keys, matrix, sampling, tree
+from locojax.methods.dp_ftrl import keys, matrix, sampling, sums, tree
 
 MECHANISMS = ("tree", "independent", "none")
+# Rounds are counted in int32.
+MAX_ROUNDS = 2**31 - 1
 
 
 class Closed(ValueError):
@@ -90,7 +93,19 @@ def _check(noise_multiplier, clip_norm, key, allow_no_privacy) -> float:
       "infinite). For a run without noise say allow_no_privacy=True."
     )
   keys.check(key)
-  return noise_multiplier * clip_norm
+  std = noise_multiplier * clip_norm
+  limits = np.finfo(np.float32)
+  if std and not float(limits.tiny) <= std <= float(limits.max):
+    raise ValueError(
+      f"noise_multiplier={noise_multiplier} and clip_norm={clip_norm} are not "
+      "allowed together: their product is the deviation of noise in float32, "
+      f"which must be in [{limits.tiny}, {limits.max}]."
+    )
+  return std
+
+
+def _check_max_rounds(max_rounds: int) -> None:
+  checks.int_in_range("max_rounds", max_rounds, 1, MAX_ROUNDS)
 
 
 def _check_arrays(params: types.PyTree) -> None:
@@ -236,14 +251,16 @@ def add_tree_noise(
     A transformation of sums. Extra argument `clip_norm`, `[]`: replaces C in
     the round that starts a tree. Within a tree it must not be larger than
     there, else it is closed: NaN from there on. With `secure` it must be a
-    number of at most C. Memory: levels x model.
+    number of at most C. Memory: levels x model. Noise is float32; sums of
+    float64 stay that.
 
   Raises:
     ValueError: a bad setting.
+    RoundedAway: in `update`, sums of fewer than 32 bits (`sums.check_wide`).
   """
   own_norm = clip_norm
   std = _check(noise_multiplier, clip_norm, key, allow_no_privacy)
-  checks.positive_int("max_rounds", max_rounds)
+  _check_max_rounds(max_rounds)
   checks.one_of("estimator", estimator, tree.ESTIMATORS)
   sigma = _secure_sigma(secure, grid, std, estimator)
   levels = _levels(max_rounds, restart)
@@ -264,6 +281,7 @@ def add_tree_noise(
 
   def update(updates, state, params=None, *, clip_norm=None, **extra):
     del params, extra
+    sums.check_wide(updates)
     fresh = starts(state.step) & (state.step > 0)
     tree_id = state.tree_id + fresh
     begins = starts(state.step)
@@ -284,11 +302,11 @@ def add_tree_noise(
     def one(path, x, buffers):
       own = keys.of_array(state.key, path)
       noise, carried, new = add(own, x.shape, buffers)
-      total = scale * noise + state.std * carried if sigma is None else None
-      if sigma is not None:
-        cells = jnp.round(x.astype(jnp.float32) / scale) + noise + carried
-        return _closed(open_, scale * cells).astype(x.dtype), new
-      return _closed(open_, x.astype(jnp.float32) + total).astype(x.dtype), new
+      if sigma is None:
+        total = x + (scale * noise + state.std * carried)
+      else:
+        total = scale * (jnp.round(x / scale) + noise + carried)
+      return _closed(open_, total).astype(x.dtype), new
 
     made = trees.map_with_path(one, updates, state.buffers)
     out, buffers = matrix.unzip(updates, made)
@@ -362,16 +380,20 @@ def quantize(
   `quantized_norm` adds; account with that.
 
   Args:
-    update: floating point arrays.
+    update: floating point arrays of 32 bits or more.
     grid: width of a cell.
     key: typed key, of the client.
+
+  Raises:
+    RoundedAway: an array of 16 bits, which cannot hold the cells.
   """
   checks.positive("grid", grid)
+  sums.check_wide(update)
 
   def one(path, x):
     cells = x.astype(jnp.float32) / jnp.float32(grid)
     low = jnp.floor(cells)
-    u = jax.random.uniform(keys.of_array(key, path), x.shape)
+    u = jax.random.uniform(keys.of_array(key, path), x.shape, jnp.float32)
     return ((low + (u < cells - low)) * jnp.float32(grid)).astype(x.dtype)
 
   return trees.map_with_path(one, update)
@@ -411,10 +433,11 @@ def add_matrix_noise(
   Raises:
     ValueError: a bad setting, or a strategy with fewer rounds; in `update`, a
       `clip_norm` that is larger or an array.
+    RoundedAway: in `update`, sums of fewer than 32 bits (`sums.check_wide`).
   """
   own_norm = clip_norm
   std = _check(noise_multiplier, clip_norm, key, allow_no_privacy)
-  checks.positive_int("max_rounds", max_rounds)
+  _check_max_rounds(max_rounds)
   if strategy.num_rounds is not None and max_rounds > strategy.num_rounds:
     raise ValueError(
       f"max_rounds={max_rounds} is not allowed: the strategy "
@@ -428,6 +451,7 @@ def add_matrix_noise(
 
   def update(updates, state, params=None, *, clip_norm=None, **extra):
     del params, extra
+    sums.check_wide(updates)
     _check_follows(clip_norm, own_norm, f"the strategy {strategy.name!r}")
 
     def draw(path, x):
@@ -439,8 +463,7 @@ def add_matrix_noise(
     open_ = (state.step >= 0) & (state.step < max_rounds)
 
     def add(x, n):
-      total = x.astype(jnp.float32) + jnp.float32(std) * n
-      return _closed(open_, total).astype(x.dtype)
+      return _closed(open_, x + jnp.float32(std) * n).astype(x.dtype)
 
     out = jax.tree.map(add, updates, noise)
     step = _next_step(open_, state.step)
@@ -453,7 +476,7 @@ def tree_prefix_noise(
   transformation: optax.GradientTransformationExtraArgs, state: TreeNoiseState
 ) -> tuple[types.PyTree, TreeNoiseState]:
   """The noise that the transformation adds in its next round, and its state."""
-  zeros = jax.tree.map(lambda b: jnp.zeros(b.shape[1:]), state.buffers)
+  zeros = jax.tree.map(lambda b: jnp.zeros(b.shape[1:], b.dtype), state.buffers)
   return transformation.update(zeros, state)
 
 
@@ -502,7 +525,7 @@ def dp_ftrl(
     learning_rate: of the server, or a schedule.
     noise_multiplier, clip_norm, key, max_rounds: of the noise.
     num_clients: m, the public number of clients of a round, above 0; never how
-      many came.
+      many came. At most 2^21 z, else float32 sums would round the noise away.
     momentum: beta in [0, 1).
     nesterov: needs momentum.
     mechanism: `tree`, `independent` (DP-FedAvg), `none`, or a
@@ -511,10 +534,15 @@ def dp_ftrl(
     allow_no_privacy: permits `none` and z = 0.
 
   Returns:
-    A transformation of sums, its updates to be added to the parameters.
+    A transformation of sums, which are float32 or wider; its updates are to be
+    added to the parameters and have their dtypes, where it is told them. What
+    parameters of 16 bits cannot hold is carried on to the next round
+    (`core/narrow.py`); `update` then needs them.
 
   Raises:
     ValueError: a bad setting.
+    RoundedAway: noise that float32 cannot keep beside the sum of m clients; in
+      `update`, sums of fewer than 32 bits.
   """
   checks.positive("num_clients", num_clients)
   if not callable(learning_rate) and not isinstance(learning_rate, jax.Array):
@@ -541,9 +569,9 @@ def dp_ftrl(
   else:
     _check(0.0, clip_norm, key, allow_no_privacy)
     noise = optax.identity()
+  if mechanism != "none":
+    sums.check_clients(num_clients, noise_multiplier)
   sgd = optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov)
   if restart is not None and restart.behaviour == "reset":
     sgd = reset_trace(sgd, restart.starts_tree)
-  return optax.with_extra_args_support(
-    optax.chain(noise, optax.scale(1.0 / num_clients), sgd)
-  )
+  return sums.on_sums(optax.chain(noise, optax.scale(1.0 / num_clients), sgd))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from locojax.core import checks
-from locojax.methods.dp_ftrl import sensitivity
+from locojax.methods.dp_ftrl import releases, sensitivity
 
 
 class Cohort(NamedTuple):
@@ -91,7 +91,7 @@ class Counts:
         f"round_index={round_index} is not allowed: round "
         f"{self.num_rounds - 1} is already in the log."
       )
-    clients = [int(c) for c in clients]
+    clients = releases.client_ids(clients)
     if len(set(clients)) != len(clients):
       raise ValueError(f"round {round_index} has a client twice.")
     for client in clients:
@@ -139,7 +139,7 @@ class Log(Counts):
 
   def add(self, round_index: int, clients: Iterable[int]) -> None:
     """As `Counts.add`."""
-    clients = [int(c) for c in clients]
+    clients = releases.client_ids(clients)
     super().add(round_index, clients)
     for client in clients:
       self._rounds.setdefault(client, []).append(round_index)

@@ -24,6 +24,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from locojax.core import checks
 from locojax.methods.dp_ftrl import chain
 
@@ -41,13 +43,23 @@ _OF_A_KEY = (
 )
 
 
+def client_ids(clients: Iterable[int]) -> list[int]:
+  """Ids as Python integers; 2.7 is refused, not taken for client 2.
+
+  Raises:
+    ValueError: an id that is no integer, or beyond int64.
+  """
+  several = clients if isinstance(clients, np.ndarray) else list(clients)
+  return checks.integers("clients", several, np.int64).tolist()
+
+
 def cohort_hash(clients: Iterable[int]) -> str:
   """16 hex digits that name a set of clients, whatever its order.
 
   >>> cohort_hash([2, 1]) == cohort_hash([1, 2])
   True
   """
-  text = ",".join(map(str, sorted(int(c) for c in clients)))
+  text = ",".join(map(str, sorted(client_ids(clients))))
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -37,6 +37,7 @@ import optax
 from locojax.core import checks, metrics, trees, types
 from locojax.methods.dp_ftrl import clipping, cohort_sum
 from locojax.methods.dp_ftrl import noise as noise_lib
+from locojax.methods.dp_ftrl import sums as sums_lib
 
 # Metrics with this prefix, and `loss`, come from private data without noise.
 NOT_PRIVATE = "not_private/"
@@ -87,7 +88,7 @@ def server_sgd(
     checks.refuse("momentum", momentum, "above 0 with nesterov=True")
   sgd = optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov)
   parts = [] if noise is None else [noise]
-  return optax.with_extra_args_support(
+  return sums_lib.on_sums(
     optax.chain(*parts, optax.scale(1.0 / num_clients), sgd)
   )
 
@@ -103,7 +104,8 @@ def init_state(
   """A state at round 0, with all that a round needs.
 
   Server, noise (its key too) and adaptive clipping are all in `opt_state`, so
-  a checkpoint of the state resumes a run exactly.
+  a checkpoint of the state resumes a run exactly. So is what parameters of 16
+  bits cannot hold, and the server's own arrays are float32 or wider.
 
   Args:
     params: trainable parameters.
@@ -118,7 +120,7 @@ def init_state(
     ValueError: adaptive clipping of updates whose noise cannot follow it.
   """
   _check_clip(clip)
-  opt_state = tx.init(params)
+  opt_state = sums_lib.on_sums(tx).init(params)
   if isinstance(clip, clipping.QuantileClip):
     _check_noise_follows(opt_state)
   if isinstance(clip, clipping.QuantileClip):
@@ -210,7 +212,8 @@ def make_step(
     loss_fn: any loss. Client i of the cohort gets keys
       `fold_in(fold_in(k, i), local step)`, k from the state's key and round.
     tx: any transformation, on the sum over clients of minus the clipped
-      update, float32 (or wider).
+      update, float32 (or wider). Parameters of 16 bits it sees as float32, and
+      what they cannot hold is carried on to the next round.
     client_tx: the local optimiser, made anew each round.
     clip: at a fixed norm, or at a quantile. The fixed norm must be that of
       `tx`'s noise. The quantile needs a state from `init_state`.
@@ -235,7 +238,7 @@ def make_step(
   _check_clip(clip)
   checks.positive_int("clients_per_chunk", clients_per_chunk)
   checks.one_of("report", report, REPORTS)
-  tx = optax.with_extra_args_support(tx)
+  tx = sums_lib.on_sums(tx)
   plan = cohort_sum.Plan(
     loss_fn,
     optax.with_extra_args_support(client_tx),
@@ -244,6 +247,7 @@ def make_step(
     client_mask,
     axis,
     getattr(clip, "grid", None),
+    getattr(clip, "norm", None),
   )
 
   def step(state: types.TrainState, cohort: types.Batch):

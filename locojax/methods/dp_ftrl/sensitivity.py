@@ -233,7 +233,7 @@ def fixed_order(
     ("num_trees", num_trees),
   ):
     checks.positive_int(name, value)
-  checks.nonnegative("virtual", virtual)
+  checks.nonnegative_int("virtual", virtual)
   size, worst = steps_per_epoch * num_epochs, 0
   for place in range(steps_per_epoch):
     rounds = place + steps_per_epoch * np.arange(num_epochs)
@@ -244,7 +244,11 @@ def fixed_order(
 
 
 def toeplitz(
-  coefficients: Sequence[float], *, max_participations: int, min_sep: int
+  coefficients: Sequence[float],
+  *,
+  num_rounds: int,
+  max_participations: int,
+  min_sep: int,
 ) -> float:
   """A lower triangular Toeplitz C under (k, b)-participation.
 
@@ -253,17 +257,39 @@ def toeplitz(
   non-increasing from the right, which gives an upper bound.
 
   Args:
-    coefficients: `[T]`, the first column of C.
+    coefficients: `[bands]`, the first entries of the first column of C; zeros
+      follow the last one.
+    num_rounds: T, the rows of C; as many as there are bands or more.
     max_participations, min_sep: k and b.
 
-  >>> toeplitz([1.0, 0.5, 0.375, 0.3125], max_participations=2, min_sep=2)
-  3.12890625
+  Returns:
+    zeta^2.
+
+  Raises:
+    ValueError: no coefficients, some that are not finite, or fewer rounds than
+      bands.
+
+  >>> toeplitz([1.0, 0.5, 0.25], num_rounds=10, max_participations=2, min_sep=2)
+  3.125
+  >>> toeplitz([1.0, 0.5, 0.25], num_rounds=3, max_participations=2, min_sep=2)
+  2.8125
   """
-  c = np.asarray(coefficients, np.float64)
-  if c.ndim != 1 or not c.size:
-    raise ValueError(f"coefficients of shape {c.shape} must be [rounds].")
-  k = _capped(len(c), max_participations, min_sep)
-  c = np.maximum.accumulate(np.abs(c)[::-1])[::-1]
+  bands = np.asarray(coefficients, np.float64)
+  if bands.ndim != 1 or not bands.size:
+    raise ValueError(
+      f"coefficients of shape {bands.shape} are not allowed: they must be "
+      "[bands], at least one."
+    )
+  if not np.isfinite(bands).all():
+    raise ValueError("coefficients are not allowed: they must be finite.")
+  checks.positive_int("num_rounds", num_rounds)
+  if num_rounds < len(bands):
+    checks.refuse(
+      "num_rounds", num_rounds, f"at least {len(bands)}, the number of bands"
+    )
+  k = _capped(num_rounds, max_participations, min_sep)
+  c = np.zeros(num_rounds)
+  c[: len(bands)] = np.maximum.accumulate(np.abs(bands)[::-1])[::-1]
   total = np.zeros_like(c)
   for j in range(k):
     total[j * min_sep :] += c[: len(c) - j * min_sep]

@@ -155,8 +155,9 @@ class RestartPolicy:
   behaviour: str = "residual"
 
   def __post_init__(self):
-    checks.positive_int("period", self.period)
-    checks.in_range("warmup", self.warmup, 0, self.period - 1)
+    checks.int_in_range("period", self.period, 1, 2**31 - 1)
+    checks.int_in_range("warmup", self.warmup, 0, self.period - 1)
+    checks.boolean("completion", self.completion)
     checks.one_of("behaviour", self.behaviour, BEHAVIOURS)
 
   def starts_tree(self, step: ArrayLike) -> jax.Array:
@@ -186,7 +187,7 @@ class RestartPolicy:
     >>> [RestartPolicy(4, warmup=2).tree_of(t) for t in (1, 2, 5, 6)]
     [(0, 0), (1, 2), (1, 2), (2, 6)]
     """
-    checks.nonnegative("step", step)
+    checks.nonnegative_int("step", step)
     if step < self.warmup:
       return 0, 0
     number = (step - self.warmup) // self.period

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from locojax.core import checks, class_masks, metrics, types
+from locojax.core import arrays, checks, class_masks, metrics, types
 from locojax.methods.l2p import coda, freezing, usage
 from locojax.methods.l2p import model as model_lib
 from locojax.methods.l2p import pool as pool_lib
@@ -258,11 +258,12 @@ def make_losses_fn(
     task = batch.get("task_id", state.get("task"))
     options = _task_options(model, state, task, components_per_task)
     mask = batch.get("mask")
+    images, query = _kept(batch, mask)
     out = model.apply(
       {"params": freezing.merged(params, model_state)},
-      batch["image"],
+      images,
       train=True,
-      query=batch.get("query"),
+      query=query,
       mask=mask,
       vote_groups=vote_groups,
       axis_name=axis_name,
@@ -283,6 +284,13 @@ def make_losses_fn(
 
   losses_fn.couples_examples = pool is not None and pool.selection == "batch"
   return losses_fn
+
+
+def _kept(batch, mask):
+  """Images and queries, zeros where there is padding."""
+  query = batch.get("query")
+  query = query if query is None else arrays.kept(query, mask)
+  return arrays.kept(batch["image"], mask), query
 
 
 def _cross_entropy(logits, batch, allowed):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from locojax.core import checks
+from locojax.core import arrays, checks
 
 MODES = ("instance", "batch", "forced")
 REDUCTIONS = ("sum", "mean")
@@ -180,7 +180,8 @@ def select_prompts(
   if mask is not None:
     checks.same_shape("mask", jnp.shape(mask), "the batch", (batch,))
     mask = jnp.asarray(mask)
-  cosine = unit_rows(jax.lax.stop_gradient(query)) @ unit_rows(keys).T
+  query = jax.lax.stop_gradient(arrays.kept(query, mask))
+  cosine = unit_rows(query) @ unit_rows(keys).T
   scores = similarity = jax.lax.stop_gradient(cosine)
   if frequency is not None:
     scores = -(1 - similarity) * check_frequency(frequency, pool_size)

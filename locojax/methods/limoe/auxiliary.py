@@ -7,8 +7,9 @@ router sure of each token, the global one makes a modality use many experts.
 
 Logits and gates are `[..., E]` with any leading axes (groups, tokens); what is
 averaged is pooled over all of them, so under `jit` over the global batch.
-Inside `shard_map` name the mesh axes by `axis_name`. All losses are float32,
-with natural logarithms.
+Inside `shard_map` name the mesh axes by `axis_name`. All losses are float32
+(float64 for float64), with natural logarithms. Tokens under a mask, `[...]` as
+those of the logits, count as removed, whatever they hold; of none a loss is 0.
 
 Sources: arXiv 2206.02770 (entropy), 2106.05974 (importance, load), 2006.16668
 (GShard), 2202.08906 (z).
@@ -21,7 +22,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from locojax.core import checks
+from locojax.core import arrays, checks
 
 Axes = str | tuple[str, ...] | None
 
@@ -35,26 +36,26 @@ def _mean(
 ) -> jax.Array:
   """Mean over tokens of `values` `[tokens..., E]` or `[tokens...]`, or zeros.
 
-  `mask` has the tokens' axes; masked values do not matter, not even NaN.
+  `mask` has the tokens' axes; values under it must be finite.
   """
   if mask is None:
-    mask = jnp.ones(values.shape, jnp.float32)
-    lead = values.ndim
-  else:
-    mask, lead = mask.astype(jnp.float32), mask.ndim
-    shape = mask.shape + (1,) * (values.ndim - lead)
-    values = jnp.where(mask.reshape(shape) != 0, values, 0.0)
-    values = values * mask.reshape(shape)
-  total = _sum(values.sum(axis=tuple(range(lead))), axis_name)
-  count = _sum(mask.sum(), axis_name)
-  return total / jnp.maximum(count, 1.0)
+    mask = jnp.ones(values.shape, values.dtype)
+  mask = mask.astype(values.dtype)
+  values = values * arrays.spread(mask, values.ndim)
+  total = _sum(values.sum(axis=tuple(range(mask.ndim))), axis_name)
+  return arrays.ratio(total, _sum(mask.sum(), axis_name), 0.0)
+
+
+def _tokens(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+  """Logits or gates in float32 at least, zeros where the mask is zero."""
+  return arrays.kept(arrays.as_float(x), mask)
 
 
 def _token_mean(x, mask, axis_name):
   """`[E]`: mean over all tokens of `[..., E]`."""
   if mask is None:
-    mask = jnp.ones(x.shape[:-1], jnp.float32)
-  return _mean(x.astype(jnp.float32), mask, axis_name)
+    mask = jnp.ones(x.shape[:-1], x.dtype)
+  return _mean(x, mask, axis_name)
 
 
 def _cv_squared(x: jax.Array) -> jax.Array:
@@ -69,7 +70,7 @@ def importance_loss(
   gates: jax.Array, *, mask: jax.Array | None = None, axis_name: Axes = None
 ) -> jax.Array:
   """(std / mean)^2 of the experts' summed gates (clean gates)."""
-  return _cv_squared(_token_mean(gates, mask, axis_name))
+  return _cv_squared(_token_mean(_tokens(gates, mask), mask, axis_name))
 
 
 def load_loss(
@@ -98,8 +99,8 @@ def load_loss(
   """
   checks.positive("noise_std", noise_std)
   checks.in_range("top_k", top_k, 1, logits.shape[-1])
-  logits = logits.astype(jnp.float32)
-  top, _ = jax.lax.top_k(noisy_logits.astype(jnp.float32), top_k)
+  logits, noisy = _tokens(logits, mask), _tokens(noisy_logits, mask)
+  top, _ = jax.lax.top_k(noisy, top_k)
   threshold = top[..., -1:]
   p = 1.0 - jax.scipy.stats.norm.cdf((threshold - logits) / noise_std)
   return _cv_squared(_token_mean(p, mask, axis_name))
@@ -109,8 +110,8 @@ def gshard_loss(
   gates: jax.Array, *, mask: jax.Array | None = None, axis_name: Axes = None
 ) -> jax.Array:
   """E^2 mean_e(share of first choices x mean gate); 1 when balanced."""
-  num = gates.shape[-1]
-  first = jax.nn.one_hot(jnp.argmax(gates, axis=-1), num)
+  num, gates = gates.shape[-1], _tokens(gates, mask)
+  first = jax.nn.one_hot(jnp.argmax(gates, axis=-1), num, dtype=gates.dtype)
   share = _token_mean(first, mask, axis_name)
   return num**2 * jnp.mean(share * _token_mean(gates, mask, axis_name))
 
@@ -119,12 +120,12 @@ def router_z_loss(
   logits: jax.Array, *, mask: jax.Array | None = None, axis_name: Axes = None
 ) -> jax.Array:
   """Mean squared logsumexp of the logits."""
-  z = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+  z = jax.nn.logsumexp(_tokens(logits, mask), axis=-1)
   return _mean(jnp.square(z), mask, axis_name)
 
 
 def _token_entropy(logits: jax.Array) -> jax.Array:
-  log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+  log_p = jax.nn.log_softmax(logits, axis=-1)
   return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
@@ -136,14 +137,14 @@ def local_entropy_loss(
   Omega_local of LIMoE, equation 1. `mask` picks the tokens of one modality; of
   none the loss is 0.
   """
-  return _mean(_token_entropy(logits), mask, axis_name)
+  return _mean(_token_entropy(_tokens(logits, mask)), mask, axis_name)
 
 
 def mean_gate_entropy(
   logits: jax.Array, *, mask: jax.Array | None = None, axis_name: Axes = None
 ) -> jax.Array:
   """H(p bar), the entropy of the tokens' mean routing; log E at most."""
-  log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+  log_p = jax.nn.log_softmax(_tokens(logits, mask), axis=-1)
   mean = _token_mean(jnp.exp(log_p), mask, axis_name)
   safe = jnp.where(mean > 0, mean, 1.0)
   return -jnp.sum(jnp.where(mean > 0, mean * jnp.log(safe), 0.0))

@@ -10,19 +10,24 @@ Sources: Radford et al. 2021 (CLIP), arXiv 2103.00020; Zhai et al. 2023
 
 from __future__ import annotations
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 
-from locojax.core import checks, metrics
+from locojax.core import arrays, checks, metrics
+
+# Beyond this, sums over a batch would leave float32.
+_LARGEST_SCALE = 1e30
 
 
-def unit_norm(z: jax.Array, *, eps: float = 1e-8) -> jax.Array:
-  """z / (|z| + eps) over the last axis, float32."""
-  z = z.astype(jnp.float32)
-  squares = jnp.sum(jnp.square(z), axis=-1, keepdims=True)
+def unit_norm(z: jax.Array, *, axis: int = -1, eps: float = 1e-8) -> jax.Array:
+  """z / (|z| + eps) over an axis, in float32 (float64 for float64)."""
+  z = arrays.as_float(z)
+  squares = jnp.sum(jnp.square(z), axis=axis, keepdims=True)
   # The gradient of the root at 0 is infinite; that of the safe one is 0.
-  norm = jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
-  return z / (jnp.where(squares > 0, norm, 0.0) + eps)
+  return z / (arrays.root(squares) + eps)
 
 
 def _gathered(z: jax.Array, axis_name: str | None) -> jax.Array:
@@ -31,17 +36,52 @@ def _gathered(z: jax.Array, axis_name: str | None) -> jax.Array:
   return jax.lax.all_gather(z, axis_name, tiled=True)
 
 
-def _check(z_img: jax.Array, z_txt: jax.Array, max_scale: float | None) -> None:
+def _checked(z_img, z_txt, mask, max_scale):
+  """Both in float32 at least, zeros where the mask is zero."""
   checks.same_shape("z_txt", z_txt.shape, "z_img", z_img.shape)
   if z_img.ndim != 2:
     raise ValueError(f"z_img has shape {z_img.shape}: it must be [pairs, d].")
   if max_scale is not None:
-    checks.positive("max_scale", max_scale)
+    checks.in_range("max_scale", max_scale, 1e-30, _LARGEST_SCALE)
+  if mask is not None:
+    checks.same_shape("mask", mask.shape, "pairs", z_img.shape[:1])
+  return tuple(arrays.kept(arrays.as_float(z), mask) for z in (z_img, z_txt))
 
 
-def _scale(log_scale: jax.Array, max_scale: float | None) -> jax.Array:
-  scale = jnp.exp(jnp.asarray(log_scale, jnp.float32))
-  return scale if max_scale is None else jnp.minimum(scale, max_scale)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _capped_exp(t: jax.Array, cap: float, axis_name: str | None) -> jax.Array:
+  """min(exp(t), cap), finite for every finite t, with a one-sided gradient.
+
+  At the cap and above, a gradient that has descent lower t passes, as large as
+  at the cap; one that would raise t further is 0. So t is not stuck there, as
+  with the gradient 0 of a minimum, and does not run away either.
+  """
+  del axis_name
+  # The cap is float32's own, lest exp(log(cap)) be below it.
+  return jnp.minimum(jnp.exp(jnp.minimum(t, math.log(cap) + 1)), cap)
+
+
+def _capped_exp_fwd(t, cap, axis_name):
+  scale = _capped_exp(t, cap, axis_name)
+  return scale, scale
+
+
+def _capped_exp_bwd(cap, axis_name, scale, g):
+  # All shards decide alike, by the sum of their parts.
+  total = g if axis_name is None else jax.lax.psum(g, axis_name)
+  free = (scale < cap) | (total > 0)
+  return (jnp.where(free, g * scale, 0.0),)
+
+
+_capped_exp.defvjp(_capped_exp_fwd, _capped_exp_bwd)
+
+
+def _scale(
+  log_scale: jax.Array, max_scale: float | None, axis_name: str | None
+) -> jax.Array:
+  t = arrays.as_float(log_scale)
+  cap = _LARGEST_SCALE if max_scale is None else max_scale
+  return _capped_exp(t, float(cap), axis_name)
 
 
 def _labels(num: int, axis_name: str | None) -> jax.Array:
@@ -50,8 +90,23 @@ def _labels(num: int, axis_name: str | None) -> jax.Array:
   return first + jnp.arange(num)
 
 
-def _mean(x: jax.Array, axis_name: str | None) -> jax.Array:
-  return x if axis_name is None else jax.lax.pmean(x, axis_name)
+def _mean(
+  x: jax.Array, mask: jax.Array | None, axis_name: str | None
+) -> jax.Array:
+  """Mean over rows `[n]` of all shards that the mask keeps; 0 of none."""
+  live = jnp.ones(len(x), x.dtype) if mask is None else mask != 0
+  sums = jnp.stack(
+    [jnp.sum(arrays.kept(x, mask)), jnp.sum(live, dtype=x.dtype)]
+  )
+  total, num = sums if axis_name is None else jax.lax.psum(sums, axis_name)
+  return arrays.ratio(total, num, 0.0)
+
+
+def _columns(s, mask, axis_name: str | None, fill: float):
+  """The table `[n, all]` with `fill` in the columns of masked pairs."""
+  if mask is None:
+    return s
+  return jnp.where(_gathered(mask != 0, axis_name), s, fill)
 
 
 def contrastive_softmax_loss(
@@ -59,6 +114,7 @@ def contrastive_softmax_loss(
   z_txt: jax.Array,
   log_scale: jax.Array,
   *,
+  mask: jax.Array | None = None,
   axis_name: str | None = None,
   max_scale: float | None = None,
 ) -> tuple[jax.Array, dict[str, metrics.Mean]]:
@@ -71,8 +127,13 @@ def contrastive_softmax_loss(
     z_img, z_txt: `[n, d]`, unit norm; row i of both is a pair. With `axis_name`
       the rows of a shard.
     log_scale: t `[]`, the log of the inverse temperature, learned.
+    mask: `[n]`, zero at pairs that count as removed, whatever they hold; None
+      keeps all. Of no pairs the loss is 0.
     axis_name: mesh axis of the rows.
-    max_scale: cap on exp(t), 100 in CLIP; None has none.
+    max_scale: cap on exp(t), 100 in CLIP; None caps at 1e30, what sums in
+      float32 can bear. The gradient by t is one-sided: from the cap on it is
+      that at the cap where descent by it lowers t, and 0 where it would raise
+      t, so that a temperature beyond the cap can come back.
 
   Returns:
     `(loss [], metrics)`: metrics are `image_to_text` and `text_to_image`, the
@@ -81,19 +142,19 @@ def contrastive_softmax_loss(
   Raises:
     ValueError: shapes that differ.
   """
-  _check(z_img, z_txt, max_scale)
-  z_img, z_txt = z_img.astype(jnp.float32), z_txt.astype(jnp.float32)
+  z_img, z_txt = _checked(z_img, z_txt, mask, max_scale)
   labels = _labels(len(z_img), axis_name)
-  scale, total, found = _scale(log_scale, max_scale), 0.0, {}
+  scale, total, found = _scale(log_scale, max_scale, axis_name), 0.0, {}
   for name, rows, others in (
     ("image_to_text", z_img, z_txt),
     ("text_to_image", z_txt, z_img),
   ):
     s = scale * rows @ _gathered(others, axis_name).T
     own = jnp.take_along_axis(s, labels[:, None], axis=1)[:, 0]
-    total += 0.5 * jnp.mean(jax.nn.logsumexp(s, axis=1) - own)
-    found[name] = metrics.accuracy(s, labels)
-  return _mean(total, axis_name), found
+    s = _columns(s, mask, axis_name, jnp.finfo(s.dtype).min)
+    total += 0.5 * _mean(jax.nn.logsumexp(s, axis=1) - own, mask, axis_name)
+    found[name] = metrics.accuracy(s, labels, mask)
+  return total, found
 
 
 def contrastive_sigmoid_loss(
@@ -102,13 +163,14 @@ def contrastive_sigmoid_loss(
   log_scale: jax.Array,
   bias: jax.Array,
   *,
+  mask: jax.Array | None = None,
   axis_name: str | None = None,
   max_scale: float | None = None,
 ) -> tuple[jax.Array, dict[str, metrics.Mean]]:
   """-mean_i sum_j log sigmoid(y_ij (s_ij + b)), y = 2 eye - 1 (SigLIP).
 
   Args:
-    z_img, z_txt, log_scale, axis_name, max_scale: as in
+    z_img, z_txt, log_scale, mask, axis_name, max_scale: as in
       `contrastive_softmax_loss`.
     bias: b `[]`, learned; -10 at the start.
 
@@ -118,11 +180,12 @@ def contrastive_sigmoid_loss(
   Raises:
     ValueError: shapes that differ.
   """
-  _check(z_img, z_txt, max_scale)
-  z_img, z_txt = z_img.astype(jnp.float32), z_txt.astype(jnp.float32)
-  s = _scale(log_scale, max_scale) * z_img @ _gathered(z_txt, axis_name).T
-  s += bias
+  z_img, z_txt = _checked(z_img, z_txt, mask, max_scale)
+  scale = _scale(log_scale, max_scale, axis_name)
+  s = scale * z_img @ _gathered(z_txt, axis_name).T + bias
   labels = _labels(len(z_img), axis_name)
-  y = 2 * jax.nn.one_hot(labels, s.shape[1]) - 1
-  loss = -jnp.mean(jnp.sum(jax.nn.log_sigmoid(y * s), axis=1))
-  return _mean(loss, axis_name), {"image_to_text": metrics.accuracy(s, labels)}
+  y = 2 * jax.nn.one_hot(labels, s.shape[1], dtype=s.dtype) - 1
+  each = _columns(-jax.nn.log_sigmoid(y * s), mask, axis_name, 0.0)
+  loss = _mean(jnp.sum(each, axis=1), mask, axis_name)
+  s = _columns(s, mask, axis_name, jnp.finfo(s.dtype).min)
+  return loss, {"image_to_text": metrics.accuracy(s, labels, mask)}

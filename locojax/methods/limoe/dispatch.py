@@ -19,7 +19,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from locojax.core import checks
+from locojax.core import arrays, checks
 from locojax.core import mesh as mesh_lib
 from locojax.methods.limoe import routing
 
@@ -121,7 +121,7 @@ def _gather(x, assignment, experts, num_experts, capacity):
     )
     rows = rows.reshape(*kept.shape, -1)
     weight = jnp.where(kept, a.weight, 0.0)[..., None]
-    return (rows.astype(jnp.float32) * weight).sum(axis=1)
+    return (arrays.as_float(rows) * weight).sum(axis=1)
 
   out = _run_experts(experts, jax.vmap(there)(x, assignment))
   return jax.vmap(back)(out, assignment)
@@ -135,13 +135,13 @@ def _einsum(x, assignment, experts, num_experts, capacity):
   place = place * a.kept[..., None].astype(x.dtype)
   dispatch = jnp.einsum("gske,gskc->gsec", expert, place)
   buffers = jnp.einsum("gsec,gsd->gecd", dispatch, x)
-  out = _run_experts(experts, buffers).astype(jnp.float32)
+  out = arrays.as_float(_run_experts(experts, buffers))
   weight = jnp.where(a.kept, a.weight, 0.0)
   combine = jnp.einsum(
     "gsk,gske,gskc->gsec",
     weight,
-    expert.astype(jnp.float32),
-    place.astype(jnp.float32),
+    arrays.as_float(expert),
+    arrays.as_float(place),
   )
   return jnp.einsum("gsec,gecd->gsd", combine, out)
 
@@ -151,9 +151,9 @@ def _dense(x, assignment, experts, num_experts, capacity):
   del capacity
   g, s, d = x.shape
   rows = jnp.broadcast_to(x.reshape(1, g * s, d), (num_experts, g * s, d))
-  out = experts(rows).reshape(num_experts, g, s, -1).astype(jnp.float32)
+  out = arrays.as_float(experts(rows)).reshape(num_experts, g, s, -1)
   weight = jnp.where(assignment.kept, assignment.weight, 0.0)
-  chosen = jax.nn.one_hot(assignment.expert, num_experts)
+  chosen = jax.nn.one_hot(assignment.expert, num_experts, dtype=weight.dtype)
   return jnp.einsum("gsk,gske,egsd->gsd", weight, chosen, out)
 
 
@@ -176,7 +176,7 @@ def _ragged(x, assignment, experts, num_experts, capacity):
   out = experts(rows, sizes)
   back = _gather_rows(out, always, place, always[:, None], order[:, None])
   weight = jnp.where(assignment.kept, assignment.weight, 0.0)
-  back = back.reshape(g, s, top_k, -1).astype(jnp.float32)
+  back = arrays.as_float(back).reshape(g, s, top_k, -1)
   return (back * weight[..., None]).sum(axis=2)
 
 
@@ -200,7 +200,7 @@ def apply_experts(
   """sum_k gate_k expert_k(x) of what is kept.
 
   Args:
-    x: `[G, S, D]`.
+    x: `[G, S, D]`; a token that no expert keeps may hold anything.
     assignment: with a leading axis G.
     experts: see the head of the module.
     num_experts: E.
@@ -216,20 +216,31 @@ def apply_experts(
     ValueError: an unknown dispatcher.
   """
   run = checks.lookup("dispatcher", dispatcher, _RUN)
+  # What no expert keeps may hold anything; 0 times it must be 0.
+  x = arrays.kept(x, jnp.any(assignment.kept, axis=-1))
   return run(x, assignment, experts, num_experts, capacity).astype(x.dtype)
 
 
 def apply_expert_choice(
   x: jax.Array, choice: routing.ExpertChoice, experts: Callable
 ) -> jax.Array:
-  """Sum over the experts that took a token; `choice` has a leading axis G."""
+  """Sum over the experts that took a token.
+
+  Args:
+    x: `[G, S, D]`; where a token has no weight, it may hold anything.
+    choice: with a leading axis G.
+    experts: see the head of the module.
+
+  Returns:
+    `[G, S, D]` in the dtype of x, summed in float32.
+  """
 
   def back(y, c):
-    rows = y.astype(jnp.float32) * c.weight[..., None]
-    zeros = jnp.zeros((x.shape[1], y.shape[-1]), jnp.float32)
+    rows = arrays.as_float(y) * c.weight[..., None]
+    zeros = jnp.zeros((x.shape[1], y.shape[-1]), rows.dtype)
     return zeros.at[c.token.reshape(-1)].add(rows.reshape(-1, y.shape[-1]))
 
-  buffers = jax.vmap(lambda x, c: x[c.token])(x, choice)
+  buffers = jax.vmap(lambda x, c: arrays.kept(x[c.token], c.weight))(x, choice)
   out = _run_experts(experts, buffers)
   return jax.vmap(back)(out, choice).astype(x.dtype)
 
@@ -237,8 +248,18 @@ def apply_expert_choice(
 def apply_soft(
   x: jax.Array, weights: tuple[jax.Array, jax.Array], experts: Callable
 ) -> jax.Array:
-  """Soft MoE: slots are mixtures of tokens, tokens mixtures of slots."""
+  """Soft MoE: slots are mixtures of tokens, tokens mixtures of slots.
+
+  Args:
+    x: `[G, S, D]`; a token that is mixed into no slot may hold anything.
+    weights: of `routing.soft_moe_weights`, with a leading axis G.
+    experts: see the head of the module.
+
+  Returns:
+    `[G, S, D]` in the dtype of x.
+  """
   there, back = weights
+  x = arrays.kept(x, jnp.any(there != 0, axis=(-2, -1)))
   buffers = jnp.einsum("gsep,gsd->gepd", there.astype(x.dtype), x)
-  out = _run_experts(experts, buffers).astype(jnp.float32)
+  out = arrays.as_float(_run_experts(experts, buffers))
   return jnp.einsum("gsep,gepd->gsd", back, out).astype(x.dtype)

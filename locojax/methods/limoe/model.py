@@ -2,7 +2,9 @@
 
 Tokens of an image and tokens of a text are sequences of their own: attention
 never crosses from one to the other. Only in a mixture-of-experts block do the
-tokens of both, from many pairs, meet in one routing group.
+tokens of both, from many pairs, meet in one routing group. With the router
+`soft`, whose experts see mixtures of a group, each sequence is a group of its
+own: an image's vector is the same alone and in a pair.
 
 Sizes are in `PRESETS`; the layout of experts of the S, B and L models is our
 own choice (8 in every block, whose parameter counts are nearest to the reported
@@ -24,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from locojax.core import checks, trees, types
+from locojax.core import arrays, checks, trees, types
 from locojax.methods.limoe import contrastive, layers, moe, reports
 from locojax.nn import attention, transformer, vit
 
@@ -144,16 +146,31 @@ class TowerBlock(nn.Module):
       **self.experts,
     )
     num = num_groups(streams, self.group_examples, train)
-    token_mask, modality = routing_masks(masks, num, self.order)
-    y, info = layer(
-      join(normed, num, self.order),
-      train=train,
-      mask=token_mask,
-      modality=modality,
-    )
-    shapes = {n: x.shape[:2] for n, x in streams.items()}
-    made = split(y, shapes, self.order)
+    route = self._apart if layer.router == "soft" else self._together
+    made, info = route(layer, normed, masks, num, train)
     return {n: x + made[n] for n, x in streams.items()}, info
+
+  def _together(self, layer, streams, masks, num, train):
+    """The tokens of both modalities, from many pairs, in one group."""
+    mask, modality = routing_masks(masks, num, self.order)
+    x = join(streams, num, self.order)
+    y, info = layer(x, train=train, mask=mask, modality=modality)
+    shapes = {n: x.shape[:2] for n, x in streams.items()}
+    return split(y, shapes, self.order), info
+
+  def _apart(self, layer, streams, masks, num, train):
+    """Each sequence in a group of its own, for Soft MoE.
+
+    Slots are mixtures of a group: in one with both modalities of a pair, its
+    image would be told its text.
+    """
+    made = {n: layer(x, train=train, mask=masks[n]) for n, x in streams.items()}
+    infos = {n: info for n, (_, info) in made.items()}
+    lead = lambda *x: join(dict(zip(infos, x)), num, self.order)
+    fields = zip(*(info[:-1] for info in infos.values()))
+    std = next(iter(infos.values())).noise_std
+    info = moe.RoutingInfo(*(lead(*field) for field in fields), std)
+    return {n: y for n, (y, _) in made.items()}, info
 
 
 def num_groups(
@@ -368,7 +385,8 @@ class OneTower(nn.Module):
       embed = nn.Embed(
         self.vocab_size, self.width, dtype=self.dtype, name="words"
       )
-      x = embed(text)
+      # What is masked may be no token at all.
+      x = embed(text if text_mask is None else arrays.kept(text, text_mask))
       position = self._position("text_position", self.max_text_len, x.shape[1])
       streams["text"] = x + position
       given = jnp.ones(text.shape) if text_mask is None else text_mask
@@ -391,11 +409,11 @@ class OneTower(nn.Module):
     )
 
   def _representation(self, x, mask, name):
-    weight = mask[..., None].astype(jnp.float32)
-    mean = (x.astype(jnp.float32) * weight).sum(axis=1)
-    mean = mean / jnp.maximum(weight.sum(axis=1), 1.0)
+    x = arrays.kept(arrays.as_float(x), mask)
+    num = jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
+    mean = x.sum(axis=1) / num.astype(x.dtype)
     head = nn.Dense(
-      self.embed_dim or self.width, dtype=jnp.float32, name=f"{name}_head"
+      self.embed_dim or self.width, dtype=x.dtype, name=f"{name}_head"
     )
     return contrastive.unit_norm(head(mean))
 
@@ -414,7 +432,8 @@ class OneTower(nn.Module):
       images: `[B, H, W, channels]`.
       text: `[B, T]` int32 tokens.
       text_mask: `[B, T]`, zero at padding, which then takes no attention, no
-        expert and no part in the mean; None counts every token.
+        expert and no part in the mean, whatever it holds; None counts every
+        token.
       train: capacity, noise (PRNG stream `gating`) and priority of training.
 
     Raises:

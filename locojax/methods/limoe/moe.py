@@ -3,7 +3,8 @@
     y, info = MoeMlp(num_experts=8, hidden_size=2048)(x, train=True)
 
 `info` (`RoutingInfo`) has what losses (`auxiliary`) and metrics (`reports`)
-need. Routers and gates are float32 whatever the dtype of the experts.
+need. Routers and gates are float32 whatever the dtype of the experts (float64
+for float64 tokens).
 
 Letters: G groups, S tokens of a group, D model size, E experts, M hidden size.
 """
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from locojax.core import checks, types
+from locojax.core import arrays, checks, types
 from locojax.methods.limoe import dispatch, routing
 
 ROUTERS = ("top_k", "expert_choice", "soft")
@@ -111,9 +112,14 @@ class MoeMlp(nn.Module):
     router: `top_k`, `expert_choice` or `soft` (one group should then be one
       sequence).
     capacity_factor: cf of training; for `expert_choice` experts a token on
-      average, for `soft` slots a token. None is dropless.
+      average, for `soft` slots a token of the group that the parameters are
+      made with, unless `slots_per_expert` is given. None is dropless.
     eval_capacity_factor: outside training; None (the default) is dropless, so
       that a token does not depend on what else is in its group.
+    slots_per_expert: P of `soft`. The slots are parameters, so that their
+      number belongs to the model: P is the same in training and outside it, for
+      groups of any size. None takes what `capacity_factor` gives for the group
+      at initialisation.
     multiple_of: capacities are rounded up to a multiple of this.
     group_size: tokens that are routed together; None: all of an entry of the
       leading axis.
@@ -133,6 +139,7 @@ class MoeMlp(nn.Module):
   router: str = "top_k"
   capacity_factor: float | None = 1.05
   eval_capacity_factor: float | None = None
+  slots_per_expert: int | None = None
   multiple_of: int = 4
   group_size: int | None = None
   priority: str = "max"
@@ -153,17 +160,24 @@ class MoeMlp(nn.Module):
     for name in ("capacity_factor", "eval_capacity_factor"):
       if getattr(self, name) is not None:
         checks.positive(name, getattr(self, name))
-    if self.group_size is not None:
-      checks.positive_int("group_size", self.group_size)
+    for name in ("group_size", "slots_per_expert"):
+      if getattr(self, name) is not None:
+        checks.positive_int(name, getattr(self, name))
     checks.float_dtype("dtype", self.dtype)
     checks.one_of("router", self.router, ROUTERS)
     checks.one_of("priority", self.priority, routing.PRIORITIES)
     checks.one_of("dispatcher", self.dispatcher, dispatch.DISPATCHERS)
     checks.nonnegative("noise_std", self.noise_std)
     checks.nonnegative("balance_rate", self.balance_rate)
-    if self.router != "top_k" and self.capacity_factor is None:
+    given = self.router == "soft" and self.slots_per_expert is not None
+    if self.router != "top_k" and self.capacity_factor is None and not given:
       raise ValueError(
         f"capacity_factor=None is not allowed with router={self.router!r}."
+      )
+    if self.router != "soft" and self.slots_per_expert is not None:
+      raise ValueError(
+        f"slots_per_expert={self.slots_per_expert} is not allowed with "
+        f"router={self.router!r}: it must be None."
       )
 
   def _grouped(self, x: jax.Array) -> jax.Array:
@@ -207,7 +221,8 @@ class MoeMlp(nn.Module):
       x: `[G, S, D]`.
       train: whether noise, capacity and priority are those of training. With
         noise it needs the PRNG stream `gating`.
-      mask: `[G, S]`, zero for tokens that take no expert (padding).
+      mask: `[G, S]`, zero for tokens that count as removed (padding), whatever
+        they hold: they take no expert and get zeros.
       modality: `[G, S]` int32, for the balance bias.
 
     Returns:
@@ -220,6 +235,7 @@ class MoeMlp(nn.Module):
     shape = x.shape
     x = self._grouped(x)
     valid = None if mask is None else self._grouped(mask != 0)
+    x = arrays.kept(x, valid)
     experts = ExpertMlp(
       self.num_experts,
       self.hidden_size,
@@ -228,18 +244,27 @@ class MoeMlp(nn.Module):
       dtype=self.dtype,
       name="experts",
     )
-    capacity = self._capacity(x.shape[1], train)
     if self.router == "soft":
-      y, info = self._soft(x, experts, capacity, valid)
+      y, info = self._soft(x, experts, valid)
     else:
+      capacity = self._capacity(x.shape[1], train)
       y, info = self._routed(x, experts, capacity, valid, modality, train)
     lead = lambda a: a.reshape(*shape[:2], *a.shape[2:])
     info = RoutingInfo(*map(lead, info[:-1]), info.noise_std)
     return y.reshape(shape), info
 
-  def _soft(self, x, experts, capacity, valid):
+  def _num_slots(self, size: int) -> int:
+    """P: as given, as the parameters have it, or for the first group."""
+    if self.slots_per_expert is not None:
+      return self.slots_per_expert
+    if self.has_variable("params", "slots"):
+      return self.get_variable("params", "slots").shape[-1]
+    return self._capacity(size, train=True)
+
+  def _soft(self, x, experts, valid):
     init = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
-    slots = self.param("slots", init, (x.shape[-1], self.num_experts, capacity))
+    num = self._num_slots(x.shape[1])
+    slots = self.param("slots", init, (x.shape[-1], self.num_experts, num))
     scale = self.param("scale", nn.initializers.ones, ())
     run = lambda x, v: routing.soft_moe_weights(x, slots, scale, valid=v)
     axes = (0, None if valid is None else 0)
@@ -254,13 +279,15 @@ class MoeMlp(nn.Module):
 
   def _routed(self, x, experts, capacity, valid, modality, train):
     num = self.num_experts
-    logits = nn.Dense(num, use_bias=False, dtype=jnp.float32, name="router")(
-      x.astype(jnp.float32)
+    wide = arrays.as_float(x)
+    logits = nn.Dense(num, use_bias=False, dtype=wide.dtype, name="router")(
+      wide
     )
     std = self.noise_std / num if train else 0.0
     noisy = logits
     if std:
-      noise = jax.random.normal(self.make_rng(GATING), logits.shape)
+      key = self.make_rng(GATING)
+      noise = jax.random.normal(key, logits.shape, logits.dtype)
       noisy = logits + std * noise
     gates = jax.nn.softmax(noisy, axis=-1)
     axes = (0, None if valid is None else 0)

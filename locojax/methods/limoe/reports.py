@@ -198,9 +198,9 @@ def routing_metrics(
   """
   out: dict[str, list[metrics.Mean]] = {}
   for i, info in enumerate(infos):
-    chosen = info.expert >= 0
-    kept = (info.kept & chosen).sum(axis=-1)
-    pairs = chosen.sum(axis=-1)
+    # Of Soft MoE, which mixes every token into its slots, that is one of one.
+    kept = info.kept.sum(axis=-1)
+    pairs = jnp.full_like(kept, info.kept.shape[-1])
     if info.expert.shape[-1] == info.logits.shape[-1]:
       # Expert choice: a token is served or not.
       kept, pairs = jnp.minimum(kept, 1), jnp.ones_like(kept)

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from locojax.core import checks
+from locojax.core import arrays, checks
+from locojax.methods.limoe import contrastive
 
 PRIORITIES = ("none", "max", "sum")
 ROUNDINGS = ("ceil", "round")
@@ -144,7 +145,8 @@ def route_top_k(
     priority: `none`: array order. `max`: Batch Prioritized Routing, larger
       first gates first. `sum`: the same by the sum of the K gates. Or `[S]`
       scores, larger first. Not causal: never in autoregressive decoding.
-    valid: `[S]` bool: others take no place and get no expert. None: all.
+    valid: `[S]` bool: others take no place and get no expert (none is kept),
+      whatever they hold. None: all.
     selection: `[S, E]`: the experts are chosen by this instead of the gates.
 
   Returns:
@@ -155,6 +157,9 @@ def route_top_k(
   """
   num_experts = gates.shape[-1]
   checks.in_range("top_k", top_k, 1, num_experts)
+  gates = arrays.kept(gates, valid)
+  if selection is not None:
+    selection = arrays.kept(selection, valid)
   by = gates if selection is None else selection
   _, expert = jax.lax.top_k(jax.lax.stop_gradient(by), top_k)
   weight = jnp.take_along_axis(gates, expert, axis=1)
@@ -180,12 +185,13 @@ def route_expert_choice(
   Args:
     gates: `[S, E]`.
     capacity: C, at most S.
-    valid: `[S]` bool; the others weigh nothing.
+    valid: `[S]` bool; the others weigh nothing, whatever they hold.
 
   Raises:
     ValueError: a capacity that is not in [1, S].
   """
   checks.in_range("capacity", capacity, 1, len(gates))
+  gates = arrays.kept(gates, valid)
   by = jax.lax.stop_gradient(gates)
   if valid is not None:
     by = jnp.where(valid[:, None], by, -1.0)
@@ -210,21 +216,23 @@ def soft_moe_weights(
     x: `[S, D]` tokens; a group should be one sequence, for tokens are mixed.
     slots: `[D, E, P]` parameters.
     scale: of the logits, learned.
-    valid: `[S]` bool; the others are mixed into no slot.
+    valid: `[S]` bool; the others are mixed into no slot and get nothing back,
+      whatever they hold.
     eps: added to the norms of tokens and slots, which are made unit vectors.
 
   Returns:
-    `(dispatch [S, E, P], combine [S, E, P])`, float32: the first sums to 1 over
-    the tokens, the second over the slots.
+    `(dispatch [S, E, P], combine [S, E, P])`, float32 (float64 for float64):
+    the first sums to 1 over the tokens, the second over the slots of each
+    token; both are 0 at the others, and everywhere if there is no token.
   """
-  x, slots = x.astype(jnp.float32), slots.astype(jnp.float32)
-  x = x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + eps)
-  slots = slots / (jnp.linalg.norm(slots, axis=0, keepdims=True) + eps)
+  x = contrastive.unit_norm(arrays.kept(x, valid), eps=eps)
+  slots = contrastive.unit_norm(slots, axis=0, eps=eps)
   logits = scale * jnp.einsum("sd,dep->sep", x, slots)
-  combine = jax.nn.softmax(logits, axis=(1, 2))
-  if valid is not None:
-    logits = jnp.where(valid[:, None, None], logits, -jnp.inf)
-  return jax.nn.softmax(logits, axis=0), combine
+  combine = arrays.kept(jax.nn.softmax(logits, axis=(1, 2)), valid)
+  # The lowest number, as the softmax of infinities alone is NaN.
+  lowest = float(jnp.finfo(logits.dtype).min)
+  dispatch = jax.nn.softmax(arrays.kept(logits, valid, lowest), axis=0)
+  return arrays.kept(dispatch, valid), combine
 
 
 def update_balance_bias(

@@ -68,8 +68,9 @@ def class_embeddings(
 
 
 def classify(z_img: jax.Array, classes: jax.Array) -> jax.Array:
-  """`[n]` the class of the largest dot product."""
-  return jnp.argmax(jnp.asarray(z_img) @ jnp.asarray(classes).T, axis=-1)
+  """`[n]` the class of the largest dot product; -1 where one is NaN."""
+  s = jnp.asarray(z_img) @ jnp.asarray(classes).T
+  return jnp.where(jnp.isnan(s).any(axis=-1), -1, jnp.argmax(s, axis=-1))
 
 
 def retrieval_recall(
@@ -77,6 +78,8 @@ def retrieval_recall(
   z_found: np.ndarray,
   relevant: np.ndarray,
   ks: Sequence[int] = (1, 5, 10),
+  *,
+  mask: np.ndarray | None = None,
 ) -> dict[int, float]:
   """Share of queries with a relevant entry among the k nearest.
 
@@ -85,13 +88,22 @@ def retrieval_recall(
     z_found: `[m, d]`.
     relevant: `[n, m]` bool; several captions of an image all count.
     ks: each in [1, m].
+    mask: `[n]`, zero at queries that count as removed; None keeps all.
 
   Returns:
-    Recall by k.
+    Recall by k; NaN of no queries.
 
   Raises:
-    ValueError: a bad k, or shapes that do not fit.
+    ValueError: a bad k, shapes that do not fit, or vectors that are not finite.
   """
+  if mask is not None:
+    checks.same_shape("mask", np.shape(mask), "queries", np.shape(z_query)[:1])
+    live = np.asarray(mask) != 0
+    z_query, relevant = np.asarray(z_query)[live], np.asarray(relevant)[live]
+  for name, z in (("z_query", z_query), ("z_found", z_found)):
+    # In float32, for NumPy has no rule for bfloat16.
+    if not np.isfinite(np.asarray(z, np.float32)).all():
+      raise ValueError(f"{name} is not finite: its neighbours are not known.")
   s = np.asarray(z_query) @ np.asarray(z_found).T
   relevant = np.asarray(relevant, bool)
   checks.same_shape("relevant", relevant.shape, "[queries, entries]", s.shape)
@@ -100,5 +112,6 @@ def retrieval_recall(
   out = {}
   for k in ks:
     checks.in_range("k", k, 1, s.shape[1])
-    out[k] = float(hits[:, :k].any(axis=1).mean())
+    found = hits[:, :k].any(axis=1)
+    out[k] = float(found.mean()) if found.size else float("nan")
   return out

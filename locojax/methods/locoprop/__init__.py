@@ -10,8 +10,10 @@ from locojax.methods.locoprop.chain import verify_chain
 from locojax.methods.locoprop.describe import (
   describe,
   diagnose,
+  verify_gradients,
   verify_transfers,
 )
+from locojax.methods.locoprop.exact import exact_squared_update
 from locojax.methods.locoprop.matching import MatchingLoss
 from locojax.methods.locoprop.taps import (
   LayerRecord,
@@ -32,7 +34,7 @@ from locojax.methods.locoprop.transform import (
   make_step,
   notebook_rmsprop,
 )
-from locojax.methods.locoprop.update import exact_squared_update, local_solve
+from locojax.methods.locoprop.update import local_solve
 
 __all__ = [
   "INNER",
@@ -59,5 +61,6 @@ __all__ = [
   "tap",
   "target_outside",
   "verify_chain",
+  "verify_gradients",
   "verify_transfers",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -204,6 +205,25 @@ def check(settings: Settings) -> Settings:
   return settings
 
 
+NO_ACCUMULATION = (
+  "optax.MultiSteps does not fit locoprop: it adds up gradients, not tapes. "
+  "Use a larger batch, with max_rows if the local steps are what is too large."
+)
+
+
+def _refuse_accumulation() -> None:
+  """Refuses to be called by `optax.MultiSteps`, which is handed the tape too.
+
+  Nothing in the arguments tells: the gradient is a mean over several batches,
+  the tape is of the last one. So the callers are looked at, when tracing.
+  """
+  frame = inspect.currentframe()
+  while frame is not None:
+    if isinstance(frame.f_locals.get("self"), optax.MultiSteps):
+      raise ValueError("optax.MultiSteps is not allowed: " + NO_ACCUMULATION)
+    frame = frame.f_back
+
+
 def check_call(settings, fallback, params, tape) -> None:
   """The tape, the parameters and the settings fit together."""
   if params is None:
@@ -212,8 +232,10 @@ def check_call(settings, fallback, params, tape) -> None:
     raise ValueError(
       f"tape={tape!r} is not allowed: it must be the Tape that "
       "locoprop.capture(loss_fn) returns; pass it as update(..., tape=tape), "
-      "or use locoprop.make_step."
+      "or use locoprop.make_step. A wrapper that drops extra arguments drops "
+      "the tape too. " + NO_ACCUMULATION
     )
+  _refuse_accumulation()
   layers, covered = tape.by_layer(), settings.covered(params)
   missing = [path for path in covered if path not in layers]
   if missing or not covered:
@@ -226,12 +248,24 @@ def check_call(settings, fallback, params, tape) -> None:
     told = settings.transfers is not None
     chain.check_chain(tape, covered, settings.transfer, told=told)
   for path in covered:
+    _check_fit(path, tape)
     _check_record(layers[path], taps.subtree(params, path), settings)
   rest = [p for p in trees.flatten(params) if not in_layers(p, covered)]
   if rest and fallback is None:
     raise ValueError(
       "fallback=None is not allowed: these parameters are not covered by "
       f"locoprop and need a transformation of their own: {rest}."
+    )
+
+
+def _check_fit(path: str, tape: taps.Tape) -> None:
+  """The calls on the tape are all that is made of the layer's parameters."""
+  why = tape.why_unfit(path)
+  if why is not None:
+    raise ValueError(
+      f"layer {path!r} is not allowed: {why}, which its local problem would "
+      "not know. Leave it to `fallback`: name the other layers with `layers`, "
+      "or their patterns with `transfers`."
     )
 
 

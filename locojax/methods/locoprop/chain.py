@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from locojax.core import trees, types
-from locojax.methods.locoprop import matching, taps, targets, update
+from locojax.methods.locoprop import matching, rows, taps, targets, update
 
 # (path, record, shift of its gradient at W0) -> displacement of the layer.
 Solve = Callable[[str, taps.LayerRecord, types.PyTree | None], types.PyTree]
@@ -20,9 +20,13 @@ def hands_on(
 ) -> bool:
   """Whether `x` is f(A) of the record; concrete arrays."""
   response = loss.transfer(record.preact)
-  return x.shape == response.shape and bool(
-    jnp.allclose(x, response, rtol=1e-5, atol=1e-6)
-  )
+  floating = jnp.issubdtype(x.dtype, jnp.floating)
+  if x.shape != response.shape or not floating:
+    return False
+  eps = max(float(jnp.finfo(v.dtype).eps) for v in (x, record.preact))
+  x, response = (v.astype(jnp.float32) for v in (x, response))
+  rtol, atol = max(1e-5, 4 * eps), max(1e-6, eps)
+  return bool(jnp.allclose(x, response, rtol=rtol, atol=atol, equal_nan=True))
 
 
 def _refuse(path: str, why: str):
@@ -132,7 +136,7 @@ def towards(x: jax.Array, output: jax.Array, correction) -> jax.Array:
   Returns:
     `[..., D]` in the dtype of `x`; `output` itself where it is close enough.
   """
-  step = output.astype(jnp.float32) - x.astype(jnp.float32)
+  step = rows.cast(output) - rows.cast(x)
   square = jnp.sum(jnp.square(step), axis=-1, keepdims=True)
   most = correction * step.shape[-1] ** 0.5
   far = square > most**2
@@ -157,13 +161,11 @@ def shift(
     params, transfer, options: as for `changes.gradient_change`.
 
   Returns:
-    A tree like `params` in float32.
+    A tree like `params`, as `rows.cast`.
   """
   f = targets.response(transfer, options)
   old = targets.residual_at_start(before, transfer, options)
-  change = f(after.preact.astype(jnp.float32)) - f(
-    before.preact.astype(jnp.float32)
-  )
+  change = f(rows.cast(after.preact)) - f(rows.cast(before.preact))
   out = jax.tree.map(
     jnp.subtract,
     update.pull_back(after, params, old + change),
@@ -205,6 +207,10 @@ def gauss_seidel(
     Displacement by path.
   """
   out, x = {}, None
+  layers = [
+    (path, rows.in_dtype(record, rows.dtype_of(params[path])))
+    for path, record in layers
+  ]
   for i, (path, record) in enumerate(layers):
     seen, moved = record, None
     if x is not None:

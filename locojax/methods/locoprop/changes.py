@@ -26,10 +26,10 @@ class RowsChange:
   """X^T [f(A + X delta) - f(A)], from the rows themselves.
 
   Attributes:
-    params: the layer's parameters W0.
+    params: the layer's parameters W0, in the dtype of the computation.
     inputs, preact, mask: rows, or rows in columns (`rows.grouped`).
     start: f(A), or None if it is computed each time.
-    affine: of the record.
+    affine: of the record, in the dtype of the computation.
     response: f.
     vector: whether f couples the entries of a row (softmax).
     kind: of the layer.
@@ -56,29 +56,33 @@ class RowsChange:
   first: int = dataclasses.field(default=0, metadata={"static": True})
 
   def __call__(self, delta: types.PyTree, t: jax.Array) -> types.PyTree:
-    """The change at `delta` in iteration `t`, a tree like it in float32."""
+    """The change at `delta` in iteration `t`, a tree like it."""
     inputs, preact, mask, start = self._rows(t)
     linear = lambda d: jax.jvp(
       lambda p: self.affine(p, *inputs), (self.params,), (d,)
     )[1]
     moved = linear(delta)
-    dtype = moved.dtype
     still = moved == 0
     if self.vector:
       still = still.all(axis=-1, keepdims=True)
-    change = self.response(preact + moved.astype(jnp.float32)) - start
+    change = self.response(preact + moved.astype(preact.dtype)) - start
     change = jnp.where(still, 0.0, change)
     change = rows.masked(change * self.scale, mask)
-    (out,) = jax.linear_transpose(linear, delta)(change.astype(dtype))
-    return jax.tree.map(lambda x: x.astype(jnp.float32), out)
+    (out,) = jax.linear_transpose(linear, delta)(change.astype(moved.dtype))
+    return jax.tree.map(lambda x, d: x.astype(d.dtype), out, delta)
 
   def _rows(self, t):
+    inputs, preact, mask = self.inputs, self.preact, self.mask
+    dtype = rows.dtype_of(self.params)
     if not self.columns:
-      return self.inputs, self.preact, self.mask, self.start
+      inputs = rows.seen(inputs, mask, dtype)
+      return inputs, preact, mask, self.start
     column = (t - self.first) % self.columns
-    inputs = tuple(rows.pick(x, column) for x in self.inputs)
-    preact = rows.pick(self.preact, column).astype(jnp.float32)
-    return inputs, preact, rows.pick(self.mask, column), self.response(preact)
+    inputs, preact, mask = jax.tree.map(
+      lambda x: rows.pick(x, column), (inputs, preact, mask)
+    )
+    inputs, preact = rows.seen((inputs, preact), mask, dtype)
+    return inputs, preact, mask, self.response(preact)
 
 
 @jax.tree_util.register_dataclass
@@ -90,7 +94,7 @@ class GramChange:
   kind: str = dataclasses.field(default="dense", metadata={"static": True})
 
   def __call__(self, delta: types.PyTree, t: jax.Array) -> types.PyTree:
-    """The change at `delta`, a tree like it in float32."""
+    """The change at `delta`, a tree like it."""
     del t
     return unfold(self.gram @ fold(delta), delta)
 
@@ -114,24 +118,27 @@ def gradient_change(
     options: `max_rows`, `rotate_rows`, `gather_rows`, `gram`, `num_iters`.
 
   Returns:
-    `(delta, t) -> tree like params`, in float32; a tree of what does not
-    change with delta, so that several may be stacked.
+    `(delta, t) -> tree like params`, in `rows.dtype_of(params)`; a tree of
+    what does not change with delta, so that several may be stacked.
   """
-  num = rows.count(record)
+  params = rows.cast(params)
+  dtype, num = rows.dtype_of(params), rows.count(record)
   record = rows.flatten(record)
   stride = rows.stride(num, options.max_rows)
   if options.variant == "squared" and _use_gram(record, options):
+    record = rows.in_dtype(record, dtype)
     return GramChange(record_gram(record, stride, "bias" in params))
   f = targets.response(transfer, options)
   make = functools.partial(
     RowsChange,
-    affine=record.affine,
+    affine=taps.in_dtype(record.affine, dtype),
     response=f,
     vector=transfer.vector and options.variant != "squared",
     kind=record.kind,
   )
   if stride == 1:
-    preact, mask = record.preact.astype(jnp.float32), record.row_mask
+    mask = record.row_mask
+    preact = rows.seen(record.preact, mask, dtype)
     start = f(preact)
     return make(
       params, record.inputs, preact, mask, start, scale=1.0, columns=0
@@ -176,21 +183,30 @@ def _use_gram(record, options: targets.LocalOptions) -> bool:
   return options.gram and possible
 
 
-def record_gram(record, stride: int, bias: bool) -> jax.Array:
-  """X~^T X~ in float32, `[I, I]`, or `[I+1, I+1]` with a column of ones."""
-  x = record.inputs[0].astype(jnp.float32)
+def seen_inputs(record, stride: int, bias: bool) -> tuple[jax.Array, float]:
+  """X~ `[n, I]`, or `[n, I+1]` with a column of ones, and the weight of a row.
+
+  Every `stride`-th row, so that each stands for N / n of them.
+  """
+  x = record.inputs[0]
   if bias:
     x = jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], axis=1)
   picked = rows.masked(x, record.row_mask)[::stride]
-  return picked.T @ picked * (x.shape[0] / picked.shape[0])
+  return picked, x.shape[0] / picked.shape[0]
+
+
+def record_gram(record, stride: int, bias: bool) -> jax.Array:
+  """X~^T X~, `[I, I]`, or `[I+1, I+1]`, in the dtype of the inputs."""
+  x, weight = seen_inputs(record, stride, bias)
+  return x.T @ x * weight
 
 
 def fold(tree) -> jax.Array:
-  """Kernel with the bias as its last row, `[I(+1), O]`."""
+  """Kernel with the bias as its last row, `[I(+1), O]`, as `rows.cast`."""
+  tree = rows.cast(tree)
   if "bias" not in tree:
-    return tree["kernel"].astype(jnp.float32)
-  parts = (tree["kernel"], tree["bias"][None])
-  return jnp.concatenate(parts).astype(jnp.float32)
+    return tree["kernel"]
+  return jnp.concatenate([tree["kernel"], tree["bias"][None]])
 
 
 def unfold(matrix: jax.Array, like) -> dict[str, jax.Array]:

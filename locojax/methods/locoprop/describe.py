@@ -15,6 +15,7 @@ from locojax.methods.locoprop import (
   rows,
   taps,
   targets,
+  update,
 )
 
 
@@ -35,13 +36,13 @@ def describe(
   Returns:
     One line a layer: path, kind, transfer function, calls, rows, parameters
     and bytes on the tape; then one line for each parameter left to the
-    fallback.
+    fallback, and for each layer that must be, with why.
   """
   header = ("layer", "kind", "transfer", "calls", "rows", "params", "tape MiB")
   lines, covered = [header], []
   for path, records in tape.by_layer().items():
     transfer = _transfer_of(records[0], transfers)
-    if transfer is None:
+    if transfer is None or tape.why_unfit(path):
       continue
     covered.append(path)
     lines.append(
@@ -64,6 +65,8 @@ def describe(
   ]
   if rest:
     text += ["", "left to the fallback:", *(f"  {path}" for path in rest)]
+  if tape.unfit:
+    text += ["", "cannot be covered:", *(f"  {p}: {w}" for p, w in tape.unfit)]
   return "\n".join(line.rstrip() for line in text)
 
 
@@ -106,6 +109,44 @@ def verify_transfers(
         )
 
 
+def verify_gradients(
+  tape: taps.Tape, params: types.PyTree, grads: types.PyTree
+) -> None:
+  """Refuses a layer whose gradient is not that of its calls on the tape.
+
+  The gradient X^T dL/dA over all calls must be that of the parameters. It is
+  not where these have another use, such as a table of embeddings whose
+  transpose gives the logits, or a penalty in the loss. The latter is sound: it
+  acts on the gradient at W0 alone.
+
+  Args:
+    tape: concrete arrays, of one batch, without row masks.
+    params, grads: of the same batch; `grads` as `capture` returns them.
+
+  Raises:
+    ValueError: names the first such layer.
+  """
+  for path, records in tape.by_layer().items():
+    own, given = taps.subtree(params, path), taps.subtree(grads, path)
+    given = rows.cast(given)
+    parts = [update.pull_back(r, own, r.preact_grad) for r in records]
+    arrays = jax.tree.leaves((records, given))
+    eps = max(
+      float(jnp.finfo(x.dtype).eps)
+      for x in arrays
+      if jnp.issubdtype(x.dtype, jnp.floating)
+    )
+    difference = jax.tree.map(jnp.subtract, update.add(parts), given)
+    off = float(_dot(difference, difference) ** 0.5)
+    norm = float(_dot(given, given) ** 0.5)
+    if off > max(1e-3, 16 * eps) * norm:
+      raise ValueError(
+        f"layer {path!r} is not allowed: the gradient of its parameters has "
+        f"norm {norm:.3g}, and that of its calls on the tape is {off:.3g} away "
+        "from it. Something else uses its parameters; leave it to `fallback`."
+      )
+
+
 def _feeds(record, loss: matching.MatchingLoss, inputs) -> bool:
   return any(chain.hands_on(record, loss, x) for x in inputs)
 
@@ -140,8 +181,14 @@ def diagnose(
     name = _transfer_of(records[0], transfers)
     if name is None:
       continue
-    delta, grad = taps.subtree(updates, path), taps.subtree(grads, path)
-    moved = jax.tree.map(jnp.add, taps.subtree(params, path), delta)
+    own = taps.subtree(params, path)
+    dtype = rows.dtype_of(own)
+    own, delta, grad = (
+      rows.cast(tree, dtype)
+      for tree in (own, taps.subtree(updates, path), taps.subtree(grads, path))
+    )
+    records = [rows.in_dtype(r, dtype) for r in records]
+    moved = jax.tree.map(jnp.add, own, delta)
     out[path] = {
       "loss_before": jnp.float32(0.0),
       "loss_after": sum(_change(r, moved, name, gamma) for r in records),
@@ -159,7 +206,8 @@ def _change(record, moved, name: str, gamma: float) -> jax.Array:
   loss = matching.get(name)
   a = record.affine(moved, *record.inputs)
   step = jnp.sum(gamma * record.preact_grad * (a - record.preact))
-  return jnp.sum(loss.divergence(a, record.preact)) + step
+  divergence = loss.divergence(a, record.preact)
+  return jnp.sum(rows.masked(divergence, record.row_mask)) + step
 
 
 def _dot(x, y) -> jax.Array:

@@ -8,8 +8,19 @@ import math
 import jax
 import jax.numpy as jnp
 
-from locojax.core import mesh
+from locojax.core import mesh, types
 from locojax.methods.locoprop import taps
+
+
+def dtype_of(params: types.PyTree) -> jnp.dtype:
+  """What a layer's local problem is computed in: float32, or its float64."""
+  return jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+
+
+def cast(tree: types.PyTree, dtype=None) -> types.PyTree:
+  """A tree of one layer in `dtype`, or in its own `dtype_of`."""
+  dtype = dtype_of(tree) if dtype is None else dtype
+  return jax.tree.map(lambda x: x.astype(dtype), tree)
 
 
 def count(record: taps.LayerRecord) -> int:
@@ -17,6 +28,14 @@ def count(record: taps.LayerRecord) -> int:
   if record.kind == "dense":
     return math.prod(record.preact.shape[:-1])
   return record.preact.shape[0]
+
+
+def kept(record: taps.LayerRecord) -> int | jax.Array:
+  """`count` without the masked rows."""
+  num = count(record)
+  if record.row_mask is None:
+    return num
+  return jnp.sum(record.row_mask != 0) * (num // record.row_mask.size)
 
 
 def flatten(record: taps.LayerRecord) -> taps.LayerRecord:
@@ -47,6 +66,37 @@ def masked(x: jax.Array, mask: jax.Array | None) -> jax.Array:
   if mask is None:
     return x
   return jnp.where(mask.reshape(-1, *(1,) * (x.ndim - 1)) != 0, x, 0)
+
+
+def in_dtype(record: taps.LayerRecord, dtype) -> taps.LayerRecord:
+  """The record as its local problem sees it.
+
+  Floating arrays and what the layer computes are in `dtype`; rows that do not
+  count are zero everywhere, so that nothing they held can reach a sum.
+  """
+  arrays = seen(
+    (record.inputs, record.preact, record.preact_grad), record.row_mask, dtype
+  )
+  inputs, preact, preact_grad = arrays
+  return dataclasses.replace(
+    record,
+    inputs=inputs,
+    preact=preact,
+    preact_grad=preact_grad,
+    affine=taps.in_dtype(record.affine, dtype),
+  )
+
+
+def seen(tree: types.PyTree, mask: jax.Array | None, dtype) -> types.PyTree:
+  """Floating leaves in `dtype`, masked where their leading axis is rows."""
+
+  def one(x):
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      return x
+    rows_ = mask is not None and x.shape[:1] == (mask.size,)
+    return masked(x.astype(dtype), mask if rows_ else None)
+
+  return jax.tree.map(one, tree)
 
 
 def stride(num_rows: int, max_rows: int | None) -> int:

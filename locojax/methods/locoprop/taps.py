@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.core import tracers
 
@@ -72,12 +73,24 @@ class Tape:
   Attributes:
     records: record by name.
     order: names in the order of the forward pass; empty if not known.
+    unfit: paths of layers whose parameters are used otherwise than in the
+      calls on the tape, each with how; `locoprop` refuses to cover those.
   """
 
   records: dict[str, LayerRecord]
   order: tuple[str, ...] = dataclasses.field(
     default=(), metadata={"static": True}
   )
+  unfit: tuple[tuple[str, str], ...] = dataclasses.field(
+    default=(), metadata={"static": True}
+  )
+
+  def why_unfit(self, path: str) -> str | None:
+    """Why the local problem of a layer is not what its calls say, if so."""
+    for head, why in self.unfit:
+      if path == head or path.startswith(f"{head}/"):
+        return why
+    return None
 
   def with_row_mask(self, mask: jax.Array) -> Tape:
     """The tape with masked examples taken out of the local problems.
@@ -101,7 +114,7 @@ class Tape:
         record.preact.shape[:1],
       )
       records[name] = dataclasses.replace(record, row_mask=mask)
-    return Tape(records, self.order)
+    return dataclasses.replace(self, records=records)
 
   def by_layer(self) -> dict[str, list[LayerRecord]]:
     """The records of each layer, in the order of the calls."""
@@ -124,6 +137,17 @@ class _ModuleAffine:
       return self.module.apply({"params": params}, *inputs)
     finally:
       _recorder.reset(token)
+
+
+def in_dtype(affine: Callable[..., jax.Array], dtype) -> Callable[..., Any]:
+  """The same function, its products in `dtype`, given arrays of that dtype.
+
+  A stock layer with a `dtype` of its own computes in this one instead; any
+  other function is taken to compute in what it is given.
+  """
+  if getattr(getattr(affine, "module", None), "dtype", None) is None:
+    return affine
+  return _ModuleAffine(affine.module.clone(dtype=jnp.dtype(dtype)))
 
 
 class LocoDense(nn.Module):
@@ -182,6 +206,8 @@ class LocoDense(nn.Module):
     return loss.transfer(preact)
 
 
+_CHANGE_PARAMETERS = (nn.WeightNorm, nn.SpectralNorm)
+
 _LEAK = (
   "layer {!r} is not allowed on the tape: it stands inside nn.scan, nn.remat, "
   "jit or another transformation that its values cannot leave. Unroll it, or "
@@ -196,6 +222,7 @@ class _Recorder:
   perturbations: Mapping[str, jax.Array] | None
   keep: Callable[[str], bool]
   seen: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+  unfit: dict[str, str] = dataclasses.field(default_factory=dict)
   trace: Any = dataclasses.field(default_factory=tracers.current_trace)
 
   def record(self, path, affine, kind, transfer, inputs, preact):
@@ -270,11 +297,27 @@ def _kind(module: nn.Module) -> str:
   return type(module).__name__.lower()
 
 
+def _unfit(module: nn.Module, method: str, layers) -> dict[str, str]:
+  """Why a layer is no longer what its calls on the tape say, by its path."""
+  path = "/".join(module.path)
+  if isinstance(module, _CHANGE_PARAMETERS) and method == "__call__":
+    inner = "/".join(module.layer_instance.path)
+    name = f"{type(module).__name__} {path!r}"
+    return {inner: f"{name} changes its parameters before they are used"}
+  own = method in ("__call__", "setup") or method.startswith("_")
+  if isinstance(module, layers) and not own:
+    return {path: f"its parameters are used by its method {method!r} as well"}
+  return {}
+
+
 @contextlib.contextmanager
 def _recording(recorder: _Recorder, layers: tuple[type, ...]) -> Iterator[None]:
   def interceptor(next_fun, args, kwargs, context):
-    module = context.module
-    seen = context.method_name == "__call__" and isinstance(module, layers)
+    module, method = context.module, context.method_name
+    if _recorder.get() is recorder:
+      for path, why in _unfit(module, method, layers).items():
+        recorder.unfit.setdefault(path, why)
+    seen = method == "__call__" and isinstance(module, layers)
     if not seen or _recorder.get() is not recorder:
       return next_fun(*args, **kwargs)
     if kwargs:
@@ -303,6 +346,13 @@ def _run(loss_fn, recorder, layers, args):
   return loss, (aux, arrays)
 
 
+def _from_host(path: str, x):
+  """A leaf of the batch; integers of the host are refused, never wrapped."""
+  if not isinstance(x, np.ndarray | np.generic):
+    return x
+  return checks.kept(f"batch[{path!r}]" if path else "batch", x)
+
+
 def capture(
   loss_fn: types.LossFn,
   *,
@@ -324,17 +374,19 @@ def capture(
 
   Raises:
     ValueError: nothing was captured, or a captured layer stands inside a
-      transformation (`nn.scan`, `nn.remat`) that hides its values.
+      transformation (`nn.scan`, `nn.remat`) that hides its values, or the
+      batch has integers of the host that JAX would wrap.
   """
   layers = tuple(layers)
   keep = filter or (lambda path: True)
 
   def captured(params, model_state, batch, key):
+    batch = trees.map_with_path(_from_host, batch)
     args = (params, model_state, batch, key)
-    seen = {}
+    seen, unfit = {}, {}
 
     def probe(*args):
-      recorder = _Recorder(None, keep, seen)
+      recorder = _Recorder(None, keep, seen, unfit)
       return _run(loss_fn, recorder, layers, args)
 
     _, (_, shapes) = jax.eval_shape(probe, *args)
@@ -359,6 +411,7 @@ def capture(
         for name, call in seen.items()
       },
       tuple(seen),
+      tuple(unfit.items()),
     )
     return (loss, aux), grads, tape
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from locojax.methods.locoprop import matching, taps
+from locojax.methods.locoprop import matching, rows, taps
 
 TARGETS = ("md", "gd", "post_gd")
 VARIANTS = ("matching", "squared")
@@ -55,10 +55,11 @@ def residual_at_start(
   of f; the inverse of f always does, by 1e-4 if no margin is given.
 
   Returns:
-    `[..., O]`, float32; no gradient flows through it.
+    `[..., O]`, float32 or, where the record is, float64; no gradient flows
+    through it.
   """
-  a = record.preact.astype(jnp.float32)
-  step = options.gamma * record.preact_grad.astype(jnp.float32)
+  a = rows.cast(record.preact)
+  step = options.gamma * record.preact_grad.astype(a.dtype)
   f = transfer.transfer
   if options.variant == "squared":
     if options.target == "gd":
@@ -94,8 +95,11 @@ def target_outside(
   iterations keeps the step finite.
   """
   loss = matching.get(transfer)
+  record = rows.in_dtype(record, rows.dtype_of(record.preact))
   y = loss.transfer(record.preact) - gamma * record.preact_grad
-  return jnp.mean((y < loss.low) | (y > loss.high))
+  outside = rows.masked((y < loss.low) | (y > loss.high), record.row_mask)
+  num = rows.kept(record) * (outside.size // rows.count(record))
+  return jnp.sum(outside) / jnp.maximum(num, 1)
 
 
 def plain(options: LocalOptions) -> bool:

@@ -14,6 +14,7 @@ from locojax.core import checks, metrics, trees, types
 from locojax.methods.locoprop import (
   arguments,
   chain,
+  exact,
   matching,
   rows,
   stacking,
@@ -60,7 +61,7 @@ def linear_floor(floor: float = 0.25) -> Callable[[jax.Array, int], jax.Array]:
 
 def constant_local() -> Callable[[jax.Array, int], jax.Array]:
   """Local schedule 1."""
-  return lambda t, num: jnp.ones_like(t, jnp.float32)
+  return lambda t, num: jnp.ones_like(t, jnp.result_type(float))
 
 
 def linear_warmup_decay(
@@ -124,7 +125,13 @@ def locoprop(
   `optax.apply_updates`, `optax.chain` and checkpoints work as for any other
   transformation. The local gradient is gamma `grads` at W0 plus its change
   along the way, so a transformation before this one (clipping) acts on the
-  first term. `optax.MultiSteps` does not fit: it adds up gradients, not tapes.
+  first term. `optax.MultiSteps` does not fit, and is refused: it adds up
+  gradients, not tapes.
+
+  A layer's local problem is computed in float64 where its parameters are, else
+  in float32, and so is the state of the inner optimiser; updates come in the
+  dtype of the parameters. Rows that a mask of the tape takes out count for
+  nothing, whatever they hold.
 
   Args:
     learning_rate: local learning rate eta, or a schedule of the outer count.
@@ -230,6 +237,16 @@ def _mask(layers: Sequence[str], params, *, inverted: bool = False):
   )
 
 
+def _cast(settings, params):
+  """The parameters as the inner optimiser sees them, see `rows.cast`."""
+  covered = {
+    path: rows.cast(taps.subtree(params, path))
+    for path in settings.covered(params)
+  }
+  leaves = trees.flatten_nested(covered)
+  return trees.map_with_path(lambda path, p: leaves.get(path, p), params)
+
+
 def _inner_of(settings, layers=None):
   """`rate -> inner optimiser` of some layers, or of all that are covered."""
 
@@ -250,7 +267,7 @@ def _transformation(settings, fallback, axis_name):
   def init_fn(params):
     inner_state = optax.EmptyState()
     if settings.solver == "iterative":
-      inner_state = inner_tx(1.0).init(params)
+      inner_state = inner_tx(1.0).init(_cast(settings, params))
     return LocoPropState(
       jnp.zeros([], jnp.int32), inner_state, fallback_tx.init(params)
     )
@@ -287,7 +304,7 @@ def _local_updates(settings, tape, grads, state, params):
   inner_tx, inner_state = _inner_of(settings), state.inner
   iterative = settings.solver == "iterative"
   if iterative and not settings.persist_inner_state:
-    inner_state = inner_tx(1.0).init(params)
+    inner_state = inner_tx(1.0).init(_cast(settings, params))
   if not settings.in_turn:
     records = {path: layers[path] for path in covered}
     delta, inner_state = solve(records, inner_tx, inner_state)
@@ -342,7 +359,7 @@ def _solve(
   for path, records in layers.items():
     layer_grads = taps.subtree(grads, path)
     if settings.solver == "exact":
-      delta[path] = update.exact_delta(
+      delta[path] = exact.exact_delta(
         records, layer_grads, rates[0], options[path], shift
       )
       continue
@@ -354,8 +371,10 @@ def _solve(
       options[path],
       shift,
     )
-    num = sum(rows.count(r) for r in records)
-    scale[path] = 1 / num if settings.local_reduction == "mean" else 1.0
+    if settings.local_reduction == "mean":
+      num = sum(rows.kept(r) for r in records)
+      num = update.sum_over_devices(num, options[path])
+      scale[path] = 1 / jnp.maximum(num, 1)
   if settings.solver == "exact":
     return delta, inner_state
   return _iterate(
@@ -390,6 +409,14 @@ def _iterate(settings, inner_tx, inner_state, problems, params, scale, rates):
   return unwrap(delta), inner_state
 
 
+def _finite(x, mask):
+  """`x` with 0 for what is not finite in rows that do not count."""
+  rows_ = jnp.shape(x)[:1] == jnp.shape(mask)
+  if not rows_ or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+    return x
+  return jnp.where(jnp.isfinite(x), x, rows.masked(x, mask))
+
+
 def make_step(
   loss_fn: types.LossFn,
   tx: optax.GradientTransformation,
@@ -406,7 +433,8 @@ def make_step(
       no tape is run as ever.
     layers, filter: what to capture, see `taps.capture`.
     row_mask: `batch -> [batch]`, zero for examples that the loss masks; they
-      then take no part in the local problems either.
+      then take no part in the local problems either. What is not finite in
+      them is zero for the loss too, for 0 times NaN would be NaN in a gradient.
 
   Returns:
     `(TrainState, batch) -> (TrainState, metrics)`.
@@ -415,11 +443,14 @@ def make_step(
   tx = optax.with_extra_args_support(tx)
 
   def step(state, batch):
+    mask = None if row_mask is None else row_mask(batch)
+    if mask is not None:
+      batch = jax.tree.map(lambda x: _finite(x, mask), batch)
     (loss, (measured, model_state)), grads, tape = captured(
       state.params, state.model_state, batch, state.step_key()
     )
-    if row_mask is not None:
-      tape = tape.with_row_mask(row_mask(batch))
+    if mask is not None:
+      tape = tape.with_row_mask(mask)
     updates, opt_state = tx.update(
       grads, state.opt_state, state.params, tape=tape, value=loss
     )

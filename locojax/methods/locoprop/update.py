@@ -1,4 +1,4 @@
-"""Local problems: targets, T local iterations, the exact squared solution.
+"""Local problems: targets, T local iterations.
 
 Letters: N rows, I inputs, O outputs of a layer. X [N, I] inputs, W [I, O]
 kernel, A = X W + b [N, O], f the transfer function, G = dL/dA, gamma the
@@ -31,84 +31,16 @@ def sum_over_devices(tree: types.PyTree, options: targets.LocalOptions):
   return jax.lax.psum(tree, options.axis_name)
 
 
-def exact_squared_update(
-  x: jax.Array,
-  preact_grad: jax.Array,
-  w: jax.Array,
-  *,
-  gamma: float,
-  eta: float,
-) -> jax.Array:
-  """The minimiser of the proximal squared local loss.
-
-    W = W0 - gamma (X^T X + I/eta)^-1 X^T G
-      = W0 - gamma eta X^T (I + eta X X^T)^-1 G
-
-  an implicit-gradient step: the input-side Kronecker factor of K-FAC. The form
-  with the smaller matrix is taken; Cholesky in float32.
-
-  Args:
-    x: `[N, I]` inputs, with a column of ones if the bias is folded in.
-    preact_grad: `[N, O]`, dL/dA.
-    w: `[I, O]`.
-    gamma: activation learning rate, above 0.
-    eta: local learning rate, the inverse of the proximal weight, above 0.
-
-  Returns:
-    `[I, O]`, the new kernel, in the dtype of `w`.
-  """
-  x32, g = x.astype(jnp.float32), preact_grad.astype(jnp.float32)
-  n, i = x.shape
-  if n < i:
-    inner = jnp.eye(n) + eta * (x32 @ x32.T)
-    step = eta * (x32.T @ _solve(inner, g))
-  else:
-    step = _solve(x32.T @ x32 + jnp.eye(i) / eta, x32.T @ g)
-  return w - (gamma * step).astype(w.dtype)
-
-
-def _solve(matrix, rhs):
-  return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), rhs)
-
-
-def exact_delta(
-  records: Sequence[taps.LayerRecord],
-  grads,
-  eta,
-  options: targets.LocalOptions,
-  shift: types.PyTree | None = None,
-):
-  """`exact_squared_update` from gradients: -gamma (C + I/eta)^-1 dW.
-
-  Args:
-    records: all calls of one dense layer; their Gram matrices add up.
-    grads: gradient of the layer's parameters.
-    eta: local learning rate.
-    options: `gamma`, `max_rows`, `axis_name` count.
-    shift: what is added to gamma `grads`, if anything.
-
-  Returns:
-    The displacement, a tree like `grads` in float32.
-  """
-  c = 0.0
-  for record in map(rows.flatten, records):
-    stride = rows.stride(record.preact.shape[0], options.max_rows)
-    c += changes.record_gram(record, stride, "bias" in grads)
-  c = sum_over_devices(c, options)
-  rhs = options.gamma * changes.fold(grads)
-  rhs = rhs if shift is None else rhs + changes.fold(shift)
-  solution = _solve(c + jnp.eye(c.shape[0]) / eta, -rhs)
-  return changes.unfold(solution, grads)
-
-
 def pull_back(record, params, residual) -> types.PyTree:
-  """X^T R, the gradient of <R, A> for the parameters, in float32."""
-  record = rows.flatten(record)
+  """X^T R, the gradient of <R, A> for the parameters, as `rows.cast`."""
+  params = rows.cast(params)
+  dtype = rows.dtype_of(params)
+  record = rows.in_dtype(rows.flatten(record), dtype)
   residual = residual.reshape(record.preact.shape)
   residual = rows.masked(residual, record.row_mask)
-  _, vjp = jax.vjp(lambda p: record.affine(p, *record.inputs), params)
-  (out,) = vjp(residual.astype(record.preact.dtype))
-  return jax.tree.map(lambda x: x.astype(jnp.float32), out)
+  a, vjp = jax.vjp(lambda p: record.affine(p, *record.inputs), params)
+  (out,) = vjp(residual.astype(a.dtype))
+  return rows.cast(out, dtype)
 
 
 def start_gradient(record, params, transfer, options: targets.LocalOptions):
@@ -143,7 +75,8 @@ def local_solve(
     reg: proximal weight lambda of lambda/2 ||W - W0||^2.
 
   Returns:
-    The displacement W_T - W0 and the inner state.
+    The displacement W_T - W0, in `rows.dtype_of(params)`, and the inner state
+    in the dtypes that it had: for 16-bit parameters make it of them in float32.
   """
   problem = Problem(records, params, grads, matching.get(transfer), options)
   return iterate(
@@ -173,19 +106,19 @@ class Problem:
     `shift` is added to the gradient at W0 (`chain.shift`).
     """
     checks.one_of("variant", options.variant, targets.VARIANTS)
-    self.options = options
+    self.options, dtype = options, rows.dtype_of(params)
     self.parts = tuple(
       changes.gradient_change(r, params, transfer, options) for r in records
     )
     if targets.plain(options):
       self.start = jax.tree.map(
-        lambda g: options.gamma * g.astype(jnp.float32), grads
+        lambda g: (options.gamma * g.astype(dtype)).astype(dtype), grads
       )
     else:
       parts = [start_gradient(r, params, transfer, options) for r in records]
       self.start = sum_over_devices(add(parts), options)
     if shift is not None:
-      self.start = add([self.start, shift])
+      self.start = rows.cast(add([self.start, shift]), dtype)
 
   def change(self, delta, t):
     """The gradient at `delta` less that at W0."""
@@ -196,6 +129,12 @@ class Problem:
 def add(trees_: Sequence[types.PyTree]) -> types.PyTree:
   """The sum of trees."""
   return jax.tree.map(lambda *xs: sum(xs), *trees_)
+
+
+def _as_before(new, old):
+  """A leaf of the inner state in the dtype that it had."""
+  dtype = jnp.result_type(old)
+  return new if jnp.result_type(new) == dtype else jnp.asarray(new, dtype)
 
 
 def each_alone(problems: dict[str, Problem]) -> Changes:
@@ -238,21 +177,28 @@ def iterate(
     `(delta by path, wrapped; inner_state)`.
   """
   scale = scale or {}
-  w0 = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+  w0 = {path: rows.cast(p) for path, p in params.items()}
+  widest = jnp.result_type(*jax.tree.leaves(w0))
+  learning_rates = learning_rates.astype(widest)
 
   def scaled(path, gradient, delta):
     s = scale.get(path, 1.0)
     return jax.tree.map(
-      lambda g, d: s * g + reg * d, gradient[path], delta[path]
+      lambda g, d: (s * g + reg * d).astype(d.dtype),
+      gradient[path],
+      delta[path],
     )
 
   def take(gradient, delta, state, learning_rate):
     gradient = {path: scaled(path, gradient, delta) for path in gradient}
     current = jax.tree.map(jnp.add, w0, delta)
-    updates, state = inner(learning_rate).update(
+    updates, new_state = inner(learning_rate).update(
       wrap(gradient), state, wrap(current)
     )
-    return jax.tree.map(jnp.add, delta, unwrap(updates)), state
+    moved = jax.tree.map(
+      lambda d, u: (d + u).astype(d.dtype), delta, unwrap(updates)
+    )
+    return moved, jax.tree.map(_as_before, new_state, state)
 
   change = combine(problems)
   start = {path: problem.start for path, problem in problems.items()}

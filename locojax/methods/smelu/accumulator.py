@@ -29,7 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from locojax.core import checks, metrics
+from locojax.core import checks, metrics, narrow
+from locojax.core import labels as labels_lib
 from locojax.methods.smelu import differences, ranking
 
 DEVIATION = (
@@ -54,10 +55,14 @@ SIGNED = "signed_pd"
 
 def _label_values(preds, labels, eps, threshold):
   true = differences.label_probability(preds, labels)
+  labels, bad = labels_lib.check(
+    "labels", labels, differences.num_classes(preds)
+  )
   if preds.ndim == 2:
     hits = (preds >= threshold) == (labels == 1)
   else:
     hits = jnp.argmax(preds, axis=-1) == labels
+  bad = jnp.broadcast_to(bad, hits.shape)
   return {
     "label_pd_1": differences.deviation_values(true),
     "label_relative_pd_deviation": differences.relative_deviation_values(
@@ -68,7 +73,7 @@ def _label_values(preds, labels, eps, threshold):
       true, eps=eps
     ),
     "log_loss": -jnp.log(jnp.maximum(true, ranking.LOSS_EPS)),
-    "accuracy": hits.astype(preds.dtype),
+    "accuracy": labels_lib.spoil(hits.astype(preds.dtype), bad),
   }
 
 
@@ -121,10 +126,12 @@ def _checked(preds, labels, weights, eps):
   differences.check_relative(preds, weights, "pairwise", eps)
   if labels is None:
     return preds, None, weights
-  labels = checks.array("labels", labels)
   true = differences.label_probability(preds, labels, weights)
   differences.check_relative(true, weights, "pairwise", eps)
-  return preds, labels, weights
+  index, bad = labels_lib.check(
+    "labels", labels, differences.num_classes(preds), weights
+  )
+  return preds, jnp.where(bad, -1, index), weights
 
 
 @jax.tree_util.register_dataclass
@@ -135,11 +142,13 @@ class PDAccumulator:
   `init` gives an empty one and `update` adds a batch: a pure function that may
   run under `jit`, on batches sharded over the examples. `merge` joins those of
   two parts of the data. Sums of pairs are kept apart, for intervals over
-  models. Sums are float32 unless another `dtype` is asked for: beyond some
-  10^7 examples take float64, or merge accumulators of about equal parts.
+  models. Sums are float32 unless another `dtype` is asked for; what they round
+  off is kept beside them (`core/narrow.py`), so that examples count beyond the
+  2^24 where float32 alone would lose them.
 
   Attributes:
     means: name -> `Mean` of a `[rows]` total and the `[]` weight.
+    rests: likewise, what these rounded off.
     lowest: `[M]` least prediction of each model.
     eps: floor of the denominator of relative differences.
     threshold: of the decisions for binary predictions.
@@ -152,6 +161,7 @@ class PDAccumulator:
   """
 
   means: dict[str, metrics.Mean]
+  rests: dict[str, metrics.Mean]
   lowest: jax.Array
   eps: float = dataclasses.field(metadata={"static": True})
   threshold: float = dataclasses.field(metadata={"static": True})
@@ -193,7 +203,8 @@ class PDAccumulator:
       for name, t in totals.items()
     }
     lowest = jnp.full(num_models, jnp.inf, dtype)
-    return cls(means, lowest, eps, threshold, labelled)
+    rests = jax.tree.map(jnp.zeros_like, means)
+    return cls(means, rests, lowest, eps, threshold, labelled)
 
   @property
   def num_models(self) -> int:
@@ -211,7 +222,9 @@ class PDAccumulator:
 
     Args:
       preds: `[M, N]` or `[M, N, K]` probabilities.
-      labels: `[N]` class indices, if and only if `labelled`.
+      labels: `[N]` class indices, if and only if `labelled`. Others are
+        refused, or where they are traced make what needs labels NaN
+        (`core.labels`).
       weights: `[N]` weights or a mask. A batch of weight zero alone is refused
         unless traced.
 
@@ -243,8 +256,23 @@ class PDAccumulator:
       name: metrics.Mean(t.astype(dtype), weight.astype(dtype))
       for name, t in totals.items()
     }
-    found = dataclasses.replace(self, means=means, lowest=lowest.astype(dtype))
-    return self.merge(found)
+    return self._with(means, lowest.astype(dtype))
+
+  def _with(self, means, lowest) -> PDAccumulator:
+    """The sums with those of more examples."""
+    out, rests = {}, {}
+    for name, new in means.items():
+      old, rest = self.means[name], self.rests[name]
+      total = narrow.two_sum(old.total, rest.total, new.total)
+      weight = narrow.two_sum(old.weight, rest.weight, new.weight)
+      out[name] = metrics.Mean(total[0], weight[0])
+      rests[name] = metrics.Mean(total[1], weight[1])
+    return dataclasses.replace(
+      self,
+      means=out,
+      rests=rests,
+      lowest=jnp.minimum(self.lowest, lowest),
+    )
 
   def merge(self, other: PDAccumulator) -> PDAccumulator:
     """The sums over the examples of both."""
@@ -255,11 +283,8 @@ class PDAccumulator:
         "accumulators of different (eps, threshold, labelled, num_models) do "
         f"not merge: {mine} and {its}."
       )
-    return dataclasses.replace(
-      self,
-      means=metrics.merge(self.means, other.means),
-      lowest=jnp.minimum(self.lowest, other.lowest),
-    )
+    both = self._with(other.means, other.lowest)
+    return both._with(other.rests, other.lowest)
 
   def rows(self) -> dict[str, jax.Array]:
     """Name -> means of each pair, model or class; NaN while empty.
@@ -267,7 +292,8 @@ class PDAccumulator:
     Shapes are as in the table at the head of this file: `[1]`, `[P]` or `[M]`.
     Give a `[P]` array to `intervals.jackknife_models`.
     """
-    return {name: m.value() for name, m in self.means.items()}
+    both = metrics.merge(self.means, self.rests)
+    return {name: m.value() for name, m in both.items()}
 
   def compute(self) -> dict[str, jax.Array]:
     """Name -> mean over pairs or models, `[]`; NaN while empty.

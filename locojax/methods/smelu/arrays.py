@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from locojax.core import checks
+from locojax.core import arrays, checks
 
 # The backward pass keeps the input alone and recomputes the rest. Without the
 # barrier against merging, XLA keeps what the forward pass computed as well.
@@ -24,9 +24,7 @@ def floating(x: ArrayLike) -> jax.Array:
   return x.astype(jnp.result_type(x, float))
 
 
-def wide(dtype) -> np.dtype:
-  """The dtype of the computation: float32, or float64 for float64."""
-  return jnp.promote_types(dtype, jnp.float32)
+wide = arrays.wide
 
 
 def parameter(name, value, x, *, zero=False):

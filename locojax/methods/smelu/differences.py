@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from locojax.core import checks
+from locojax.core import arrays, checks
+from locojax.core import labels as labels_lib
 
 _RANGE_SLACK = 1e-6
 
@@ -26,15 +27,6 @@ def pair_indices(num_models: int) -> tuple[np.ndarray, np.ndarray]:
   [[0, 0, 1], [1, 2, 2]]
   """
   return np.triu_indices(num_models, k=1)
-
-
-is_concrete = checks.is_concrete
-
-
-def as_float(x: ArrayLike) -> jax.Array:
-  """An array in float32, or in float64 if it is that."""
-  x = jnp.asarray(x)
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def spread_right(weights: jax.Array, ndim: int) -> jax.Array:
@@ -88,7 +80,8 @@ def check_predictions(
     weights: `[N]` weights or a mask; None weighs all alike.
 
   Returns:
-    `preds` in float32 or float64, and `[N]` weights of that dtype.
+    `preds` in float32 or float64, the same for all classes at removed examples
+    whatever stood there; and `[N]` weights of that dtype.
 
   Raises:
     ValueError: wrong shapes; and, unless traced, predictions that are no
@@ -97,7 +90,7 @@ def check_predictions(
   """
   preds = jnp.asarray(preds)
   slack = 2e-2 if preds.dtype in (jnp.float16, jnp.bfloat16) else 1e-3
-  preds = as_float(preds)
+  preds = arrays.as_float(preds)
   if preds.ndim not in (2, 3) or 0 in preds.shape or preds.shape[2:] == (1,):
     raise ValueError(
       f"preds has shape {preds.shape}: it must be [models, examples] or "
@@ -112,9 +105,17 @@ def check_predictions(
     weights = jnp.ones(preds.shape[1], preds.dtype)
   weights = jnp.asarray(weights).astype(preds.dtype)
   checks.same_shape("weights", weights.shape, "one model", preds.shape[1:2])
-  if is_concrete(preds, weights):
+  if arrays.is_concrete(preds, weights):
     _check_values(preds, weights, slack)
-  return preds, weights
+  return _indifferent(preds, weights), weights
+
+
+def _indifferent(preds: jax.Array, weights: jax.Array | None) -> jax.Array:
+  """Predictions that say nothing where the weight is 0: finite, no gradient."""
+  if weights is None:
+    return preds
+  fill = 1 / preds.shape[-1] if preds.ndim == 3 else 0.5
+  return jnp.where(spread_right(weights, preds.ndim) != 0, preds, fill)
 
 
 def weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:
@@ -131,10 +132,10 @@ def label_probability(
   Args:
     preds: `[M, N]` or `[M, N, K]` probabilities; one model will do.
     labels: `[N]` class indices; 0 or 1 for binary predictions.
-    weights: `[N]`; labels of weight zero may be anything.
+    weights: `[N]`; predictions and labels of weight zero may be anything.
 
   Returns:
-    `[M, N]`.
+    `[M, N]`; NaN where a traced label is out of range (`core.labels`).
 
   Raises:
     ValueError: wrong shapes; labels out of range, unless traced.
@@ -142,26 +143,21 @@ def label_probability(
   >>> label_probability([[0.25, 0.75]], [0, 1]).tolist()
   [[0.75, 0.75]]
   """
-  preds, labels = as_float(preds), checks.array("labels", labels)
-  checks.same_shape("labels", labels.shape, "one model", preds.shape[1:2])
-  classes = 2 if preds.ndim == 2 else preds.shape[-1]
-  if is_concrete(labels, weights):
-    _check_labels(labels, weights, classes)
-  index = jnp.clip(jnp.nan_to_num(labels).astype(int), 0, classes - 1)
+  preds = arrays.as_float(preds)
+  checks.same_shape("labels", np.shape(labels), "one model", preds.shape[1:2])
+  weights = None if weights is None else jnp.asarray(weights)
+  index, bad = labels_lib.check("labels", labels, num_classes(preds), weights)
+  preds = _indifferent(preds, weights)
   if preds.ndim == 2:
-    return jnp.where(index == 1, preds, 1 - preds)
-  return jnp.take_along_axis(preds, index[None, :, None], axis=-1)[..., 0]
+    true = jnp.where(index == 1, preds, 1 - preds)
+  else:
+    true = jnp.take_along_axis(preds, index[None, :, None], axis=-1)[..., 0]
+  return labels_lib.spoil(true, jnp.broadcast_to(bad, true.shape))
 
 
-def _check_labels(labels, weights, classes: int) -> None:
-  labels = np.asarray(labels)
-  live = labels if weights is None else labels[np.asarray(weights) != 0]
-  good = np.isin(live, np.arange(classes))
-  if not good.all():
-    raise ValueError(
-      f"labels holds {live[~good][0]}: labels must be integers from 0 to "
-      f"{classes - 1}."
-    )
+def num_classes(preds: jax.Array) -> int:
+  """K; 2 for binary predictions."""
+  return 2 if preds.ndim == 2 else preds.shape[-1]
 
 
 # Values of every example: `[M, N(, K)]` predictions to `[R, N]`, where R is P
@@ -188,9 +184,12 @@ def deviation_values(preds, *, p=1, per_class=False):
   if p == 1:
     value = jnp.mean(distance, axis=0, keepdims=True)
   elif p == 2:
-    value = jnp.sqrt(jnp.mean(distance**2, axis=0, keepdims=True))
+    value = arrays.root(jnp.mean(distance**2, axis=0, keepdims=True))
   else:
-    value = jnp.mean(distance**p, axis=0, keepdims=True) ** (1 / p)
+    power = jnp.mean(distance**p, axis=0, keepdims=True)
+    # Its gradient at 0, where all models agree, is 0 instead of infinite.
+    some = power > 0
+    value = jnp.where(some, jnp.where(some, power, 1) ** (1 / p), power)
   return _combine(value, preds.ndim, per_class)
 
 
@@ -227,8 +226,8 @@ def hellinger_values(preds, *, per_class=False):
   preds = jnp.clip(preds, min=0, max=1)
   if preds.ndim == 2:
     preds = jnp.stack([preds, 1 - preds], axis=-1)
-  a, b = _pairs(jnp.sqrt(preds))
-  return jnp.sqrt(jnp.minimum(jnp.sum((a - b) ** 2, axis=-1) / 2, 1))
+  a, b = _pairs(arrays.root(preds))
+  return arrays.root(jnp.minimum(jnp.sum((a - b) ** 2, axis=-1) / 2, 1))
 
 
 def disagreement_values(preds, *, threshold=0.5, per_class=False):
@@ -287,7 +286,7 @@ def check_relative(
     ValueError: two models (all, for `deviation`) give zero to one example.
   """
   harmless = eps > 0 or (preds.ndim == 3 and not per_class)
-  if harmless or not is_concrete(preds, weights):
+  if harmless or not arrays.is_concrete(preds, weights):
     return
   if float(_lowest_mean(preds, weights, mode)) <= 0:
     raise ValueError(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from locojax.core import checks
+from locojax.core import arrays, checks
 from locojax.methods.smelu import differences
 
 _MAX_COUNT = 12
@@ -149,12 +149,12 @@ def bootstrap_examples(
   """
   _check_settings(num_samples, level)
   checks.positive_int("chunk", chunk)
-  values = differences.as_float(values)
+  values = arrays.as_float(values)
   size = values.shape[-1:]
   weights = jnp.ones(size) if weights is None else jnp.asarray(weights)
   weights = weights.astype(values.dtype)
   checks.same_shape("weights", weights.shape, "the last axis of values", size)
-  if differences.is_concrete(weights) and not float(weights.sum()) > 0:
+  if arrays.is_concrete(weights) and not float(weights.sum()) > 0:
     raise ValueError("weights must be 0 or more and not all 0.")
   flat = values.reshape((-1,) + size)
   flat = jnp.where(weights != 0, flat, 0) * weights
@@ -218,7 +218,7 @@ def bootstrap_models(
     ValueError: P is not M (M - 1) / 2 of an M >= 3, or settings out of range.
   """
   _check_settings(num_samples, level)
-  pair_values = differences.as_float(pair_values)
+  pair_values = arrays.as_float(pair_values)
   m = _num_models(pair_values.shape[-1])
   return _resample_models(pair_values, key, level, num_samples, m)
 
@@ -298,7 +298,7 @@ def jackknife_models(
   [1.0, 1.0, 1.0]
   """
   _check_settings(1, level)
-  pair_values = differences.as_float(pair_values)
+  pair_values = arrays.as_float(pair_values)
   m = _num_models(pair_values.shape[-1])
   factor = student_quantile((1 + level) / 2, m - 1)
   return _jackknife(pair_values, factor, m)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from locojax.core import checks
+from locojax.core import arrays, checks, narrow
+from locojax.core import labels as labels_lib
 from locojax.methods.smelu import differences
 
 AVERAGES = ("queries", "weights")
@@ -202,15 +203,21 @@ class HistogramAUC:
   of such pairs (`max_error`). `init` gives an empty one; `update` is pure and
   jittable, and counts of devices or batches are merged by addition.
 
+  Counts go on beyond the 2^24 where one more is lost in float32: what a sum
+  rounds off is kept beside it (`core/narrow.py`). One batch must stay below.
+
   Attributes:
     positives: `[bins]` weight of label 1.
     negatives: `[bins]` weight of label 0.
+    positives_rest, negatives_rest: `[bins]`, what these rounded off.
     low: least score; lower ones go to the first bin.
     high: greatest score; higher ones go to the last bin.
   """
 
   positives: jax.Array
   negatives: jax.Array
+  positives_rest: jax.Array
+  negatives_rest: jax.Array
   low: float = dataclasses.field(default=0.0, metadata={"static": True})
   high: float = dataclasses.field(default=1.0, metadata={"static": True})
 
@@ -222,7 +229,7 @@ class HistogramAUC:
     checks.positive_int("num_bins", num_bins)
     checks.positive("high - low", high - low)
     empty = jnp.zeros(num_bins)
-    return cls(empty, empty, low, high)
+    return cls(*4 * (empty,), low, high)
 
   def update(
     self,
@@ -230,13 +237,24 @@ class HistogramAUC:
     labels: ArrayLike,
     weights: ArrayLike | None = None,
   ) -> HistogramAUC:
-    """Counts `[N]` scores with `[N]` labels of 0 or 1; NaN scores give NaN."""
-    scores, labels = jnp.asarray(scores), checks.array("labels", labels)
-    checks.same_shape("labels", labels.shape, "scores", scores.shape)
+    """Counts examples.
+
+    Args:
+      scores: `[N]`; NaN ones make the counts NaN.
+      labels: `[N]` of 0 or 1; others are refused, or where they are traced make
+        the counts NaN (`core.labels`).
+      weights: `[N]` weights or a mask.
+
+    Raises:
+      ValueError: shapes that differ; a bad label, unless traced.
+    """
+    scores = jnp.asarray(scores)
+    checks.same_shape("labels", np.shape(labels), "scores", scores.shape)
     weights = jnp.ones(scores.shape) if weights is None else weights
     weights = jnp.asarray(weights).astype(self.positives.dtype)
     checks.same_shape("weights", weights.shape, "scores", scores.shape)
-    return _count(self, scores, labels, weights)
+    index, bad = labels_lib.check("labels", labels, 2, weights)
+    return _count(self, scores, index, jnp.where(bad, jnp.nan, weights))
 
   def merge(self, other: HistogramAUC) -> HistogramAUC:
     """The counts of both."""
@@ -247,7 +265,11 @@ class HistogramAUC:
         f"histograms of different (bins, low, high) do not merge: {mine} and "
         f"{its}."
       )
-    return jax.tree.map(jnp.add, self, other)
+    return _added(
+      _added(self, other.positives, other.negatives),
+      other.positives_rest,
+      other.negatives_rest,
+    )
 
   @jax.jit
   def compute(self) -> jax.Array:
@@ -263,8 +285,16 @@ class HistogramAUC:
     return jnp.sum(positives * negatives) / 2
 
 
+def _added(histogram, positives, negatives):
+  one = narrow.two_sum(histogram.positives, histogram.positives_rest, positives)
+  two = narrow.two_sum(histogram.negatives, histogram.negatives_rest, negatives)
+  names = ("positives", "positives_rest", "negatives", "negatives_rest")
+  return dataclasses.replace(histogram, **dict(zip(names, one + two)))
+
+
 def _shares(histogram):
-  positives, negatives = histogram.positives, histogram.negatives
+  positives = histogram.positives + histogram.positives_rest
+  negatives = histogram.negatives + histogram.negatives_rest
   return positives / jnp.sum(positives), negatives / jnp.sum(negatives)
 
 
@@ -278,10 +308,9 @@ def _count(histogram, scores, labels, weights):
   place = jnp.clip(place, 0, size - 1).astype(int)
   hits = jnp.where(labels == 1, weights, 0)
   misses = jnp.where(labels == 1, 0, weights)
-  return dataclasses.replace(
-    histogram,
-    positives=histogram.positives.at[place].add(hits),
-    negatives=histogram.negatives.at[place].add(misses),
+  zeros = jnp.zeros_like(histogram.positives)
+  return _added(
+    histogram, zeros.at[place].add(hits), zeros.at[place].add(misses)
   )
 
 
@@ -370,12 +399,13 @@ def log_loss(
 
   Args:
     preds: `[M, N]` or `[M, N, K]` probabilities; one model will do.
-    labels: `[N]` class indices; 0 or 1 for binary predictions.
+    labels: `[N]` class indices; 0 or 1 for binary predictions. Others are
+      refused, or where they are traced make the loss NaN (`core.labels`).
     weights: `[N]` weights or a mask.
     eps: floor of the probability.
 
   Returns:
-    `[M]`.
+    `[M]`; NaN, with gradient 0, if no example has a weight.
 
   >>> [round(x, 4) for x in log_loss([[0.5, 0.5]], [0, 1]).tolist()]
   [0.6931]
@@ -385,6 +415,5 @@ def log_loss(
   weights = jnp.ones(true.shape[1]) if weights is None else weights
   weights = jnp.asarray(weights).astype(true.dtype)
   checks.same_shape("weights", weights.shape, "one model", true.shape[1:])
-  return differences.weighted_sum(
-    -jnp.log(jnp.maximum(true, eps)), weights
-  ) / jnp.sum(weights)
+  total = differences.weighted_sum(-jnp.log(jnp.maximum(true, eps)), weights)
+  return arrays.ratio(total, jnp.sum(weights), jnp.nan)

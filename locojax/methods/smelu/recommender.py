@@ -27,7 +27,8 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
-from locojax.core import checks, metrics, types
+from locojax.core import arrays, checks, metrics, types
+from locojax.core import labels as labels_lib
 from locojax.nn import mlp
 
 COMBINERS = ("sum", "mean")
@@ -235,7 +236,7 @@ class EmbeddingTower(nn.Module):
     fields = self._combine(vectors, found)
     out = fields.reshape(fields.shape[0], -1)
     if numeric is not None:
-      numeric = jnp.asarray(numeric, jnp.float32)
+      numeric = arrays.as_float(numeric)
       if self.numeric == "log1p":
         numeric = jnp.sign(numeric) * jnp.log1p(jnp.abs(numeric))
       out = jnp.concatenate([out, numeric], axis=-1)
@@ -280,14 +281,17 @@ class CTRModel(nn.Module):
     train: bool = False,
     mask: jax.Array | None = None,
   ) -> jax.Array:
-    """Logits `[B]`, float32.
+    """Logits `[B]`, float32 (float64 for float64 numbers).
 
     Args:
       categorical: `[B, S]` integers.
       numeric: `[B, D]`, or None.
       train: use dropout and the statistics of the batch.
-      mask: `[B]`; BatchNorm ignores examples where it is zero.
+      mask: `[B]`; BatchNorm ignores examples where it is zero, whose numbers
+        count as zeros, whatever they are.
     """
+    if numeric is not None:
+      numeric = arrays.kept(numeric, mask)
     names = ("vocab_sizes", "dim", "hashing", "widths", "combiner", "numeric")
     tower = EmbeddingTower(
       **{name: getattr(self, name) for name in names},
@@ -304,7 +308,7 @@ class CTRModel(nn.Module):
       name="mlp",
     )
     out = stack(tower(categorical, numeric), train=train, mask=mask)
-    return out[:, 0].astype(jnp.float32)
+    return arrays.as_float(out[:, 0])
 
 
 def init(
@@ -328,6 +332,19 @@ def init(
   }
 
 
+def _clicks(labels: ArrayLike, mask) -> labels_lib.Checked:
+  """Labels as floats in [0, 1], 0 where they are bad or removed."""
+  labels = jnp.asarray(labels)
+  if not jnp.issubdtype(labels.dtype, jnp.floating):
+    index, bad = labels_lib.check("label", labels, 2, mask)
+    return labels_lib.Checked(arrays.as_float(index), bad)
+  labels = arrays.kept(arrays.as_float(labels), mask)
+  good = (labels >= 0) & (labels <= 1)
+  if arrays.is_concrete(good) and not bool(good.all()):
+    checks.refuse("label", float(labels[~good][0]), "a number in [0, 1]")
+  return labels_lib.Checked(jnp.where(good, labels, 0.0), ~good)
+
+
 def make_loss(model: CTRModel, *, train: bool = True) -> types.LossFn:
   """The logistic loss, mean over the examples that the mask keeps.
 
@@ -341,7 +358,9 @@ def make_loss(model: CTRModel, *, train: bool = True) -> types.LossFn:
     probability) and `label` (mean label; its ratio to `prediction` tells the
     calibration). `mask` may be absent; its values are weights. With BatchNorm
     the loss is marked as coupling examples, so that it is not cut into
-    microbatches.
+    microbatches. Labels are 0 or 1, as integers or floats, or probabilities in
+    between; others are refused, or where they are traced make the loss NaN
+    (`core.labels`). Of no examples the loss is 0.
   """
 
   def loss_fn(params, model_state, batch, key):
@@ -355,18 +374,17 @@ def make_loss(model: CTRModel, *, train: bool = True) -> types.LossFn:
       rngs={"dropout": key} if train and model.dropout_rate else {},
       mutable=list(model_state) if train else [],
     )
-    label = jnp.asarray(batch["label"], jnp.float32)
-    if mask is not None:  # No NaN of a masked label reaches the gradient.
-      label = jnp.where(mask != 0, label, 0.0)
+    label, bad = _clicks(batch["label"], mask)
     each = optax.sigmoid_binary_cross_entropy(logits, label)
+    hits = ((logits > 0) == (label > 0.5)).astype(each.dtype)
     out = {
-      "loss": metrics.mean(each, mask),
-      "accuracy": metrics.mean((logits > 0) == (label > 0.5), mask),
+      "loss": metrics.mean(labels_lib.spoil(each, bad), mask),
+      "accuracy": metrics.mean(labels_lib.spoil(hits, bad), mask),
       "prediction": metrics.mean(jax.nn.sigmoid(logits), mask),
       "label": metrics.mean(label, mask),
     }
     new_state = {**model_state, **new_state}
-    return out["loss"].value(), (out, new_state)
+    return out["loss"].loss(), (out, new_state)
 
   loss_fn.couples_examples = train and model.normalization == "batch"
   return loss_fn

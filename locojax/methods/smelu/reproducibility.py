@@ -18,7 +18,8 @@ whatever it holds. `reduce` says what is left of the axes: `mean` a number,
 `examples` an `[N]` array (NaN at removed examples), `pairs` a `[P]` array,
 `classes` a `[K]` array. Values are in float32, or float64 where the input is.
 Values are checked when they are concrete; under `jit` what would be an error
-gives NaN or is computed as it stands.
+gives NaN or is computed as it stands; a bad label gives NaN (`core.labels`). Of
+no examples every difference is NaN, with gradient 0.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from locojax.core import checks
+from locojax.core import arrays, checks
 from locojax.methods.smelu import differences
 
 MODES = ("pairwise", "deviation")
@@ -41,7 +42,8 @@ def _reduce(values, weights, reduce: str):
   if reduce == "examples":
     live = differences.spread_right(weights, values.ndim) != 0
     return jnp.mean(jnp.where(live, values, jnp.nan), axis=0)
-  means = differences.weighted_sum(values, weights) / jnp.sum(weights)
+  sums = differences.weighted_sum(values, weights)
+  means = arrays.ratio(sums, jnp.sum(weights), jnp.nan)
   if reduce == "pairs":
     return means
   return jnp.mean(means, axis=0)
@@ -370,7 +372,7 @@ def ensemble(preds: ArrayLike, k: int) -> jax.Array:
   >>> ensemble([[0.0], [0.5], [1.0], [0.5]], 2).tolist()
   [[0.25], [0.75]]
   """
-  preds = differences.as_float(preds)
+  preds = arrays.as_float(preds)
   checks.positive_int("k", k)
   checks.divisible("number of models", preds.shape[0], "k", k)
   return preds.reshape((-1, k) + preds.shape[1:]).mean(axis=1)

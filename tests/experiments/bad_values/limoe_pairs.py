@@ -33,6 +33,7 @@ ROWS = [
   ("tiny", {"experts.capacity_factor": 0.0}, "capacity_factor", "above 0"),
   ("tiny", {"experts.noise_std": NAN}, "experts.noise_std", "0 or more"),
   ("tiny", {"experts.dispatcher": "gater"}, "dispatcher", "mean 'gather'"),
+  ("tiny", {"experts.slots_per_expert": 0}, "slots_per_expert", "1 or more"),
   ("tiny", {"balance_rate": -0.1}, "balance_rate", "0 or more"),
   ("tiny", {"group_examples": 5}, "group_examples", "of batch_size=32"),
   ("tiny", {"order": "image_first"}, "order", "mean 'images_first'"),

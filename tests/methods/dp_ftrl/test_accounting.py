@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -69,7 +70,9 @@ def test_participations_that_do_not_fit_are_told():
   with pytest.warns(UserWarning, match="min_sep=314: 7 are counted"):
     assert sensitivity.tree(2000, 9, 314) == 87
   with pytest.warns(UserWarning, match="=5 does not fit into 4 .*: 2 are"):
-    sensitivity.toeplitz(np.ones(4), max_participations=5, min_sep=2)
+    sensitivity.toeplitz(
+      np.ones(4), num_rounds=4, max_participations=5, min_sep=2
+    )
 
 
 def test_every_round_and_single():
@@ -106,13 +109,44 @@ def test_toeplitz_is_the_worst_pattern(k, b):
   c = matrix.sqrt_coefficients(10)
   dense = matrix.toeplitz_matrix(c, 10)
   found = max(sensitivity.matrix_pattern(dense, u) for u in _patterns(10, k, b))
-  exact = sensitivity.toeplitz(c, max_participations=k, min_sep=b)
+  allowed = {"num_rounds": 10, "max_participations": k, "min_sep": b}
+  exact = sensitivity.toeplitz(c, **allowed)
   assert exact == pytest.approx(found, rel=1e-12)
   jagged = c * np.where(np.arange(10) % 2, 1.0, -0.5)
-  bound = sensitivity.toeplitz(jagged, max_participations=k, min_sep=b)
+  bound = sensitivity.toeplitz(jagged, **allowed)
   dense = matrix.toeplitz_matrix(jagged, 10)
   for u in _patterns(10, k, b):
     assert bound >= sensitivity.matrix_pattern(dense, u) - 1e-12
+
+
+@pytest.mark.parametrize("bands", [[1.0], [1.0, 0.5, 0.25], [2.0, 2.0, 1.0]])
+@pytest.mark.parametrize("k, b", [(1, 1), (2, 2), (3, 2), (4, 3), (3, 5)])
+def test_bands_lose_in_all_rounds(bands, k, b):
+  """Bands alone do not tell where the rounds end."""
+  for num in range(len(bands), 11):
+    if -(-num // b) < k:
+      continue
+    dense = matrix.toeplitz_matrix(bands, num)
+    worst = max(
+      sensitivity.matrix_pattern(dense, u) for u in _patterns(num, k, b)
+    )
+    found = sensitivity.toeplitz(
+      bands, num_rounds=num, max_participations=k, min_sep=b
+    )
+    assert found == pytest.approx(worst, rel=1e-12)
+
+
+def test_worked_losses_of_bands():
+  loss = functools.partial(
+    sensitivity.toeplitz, [1, 0.5, 0.25], max_participations=2, min_sep=2
+  )
+  # Columns 0 and 2 of C: 1, .5, .25 + 1, .5, .25; three rounds cut off the end.
+  assert loss(num_rounds=10) == 1 + 0.25 + 1.5625 + 0.25 + 0.0625
+  assert loss(num_rounds=3) == 1 + 0.25 + 1.5625
+  with pytest.raises(ValueError, match="num_rounds=2 .* at least 3, the num"):
+    loss(num_rounds=2)
+  with pytest.raises(TypeError, match="num_rounds"):
+    loss()
 
 
 def _tree_loss(num, estimator):
@@ -142,7 +176,9 @@ def test_losses_of_mechanisms(num, k, b, name, zeta, mean, worst, last):
     c = np.eye(1, num)[0]
     if name == "sqrt":
       c = matrix.sqrt_coefficients(num)
-    squared = sensitivity.toeplitz(c, max_participations=k, min_sep=b)
+    squared = sensitivity.toeplitz(
+      c, num_rounds=num, max_participations=k, min_sep=b
+    )
     variance = np.cumsum(c**2) if name == "sqrt" else np.arange(1, num + 1.0)
   assert squared == pytest.approx(zeta, rel=1e-6)
   loss = squared * variance

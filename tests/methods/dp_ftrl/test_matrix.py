@@ -72,7 +72,9 @@ def test_fitted_buffers_beat_the_square_root():
   )
 
   def loss(c):
-    squared = sensitivity.toeplitz(c, max_participations=k, min_sep=b)
+    squared = sensitivity.toeplitz(
+      c, num_rounds=num, max_participations=k, min_sep=b
+    )
     dense = matrix.toeplitz_matrix(c, num)
     return squared * matrix.prefix_variances(dense).mean()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from locojax.methods.dp_ftrl import participation, sensitivity
+from locojax.methods.dp_ftrl import participation, releases, sensitivity
 
 
 def _samplers():
@@ -137,3 +137,21 @@ def test_a_log_by_hand():
 def test_mistakes_are_named(make, words):
   with pytest.raises(ValueError, match=words):
     make()
+
+
+@pytest.mark.parametrize("bad", [[2.7], [1, 2.0], ["a"], [2**64 - 1]])
+def test_ids_that_are_no_integers_are_refused(bad):
+  """2.7 is not client 2, whose rounds it would count as."""
+  for take in (
+    lambda: participation.Log().add(0, bad),
+    lambda: participation.Counts().add(0, np.array(bad)),
+    lambda: releases.cohort_hash(bad),
+  ):
+    with pytest.raises(ValueError, match="clients has .* not allowed"):
+      take()
+  counts = participation.Counts()
+  counts.add(0, np.array([2**40, 3], np.uint64))
+  counts.add(5, iter([2**40]))
+  counts.add(6, [])
+  assert (counts.max_participations, counts.min_sep) == (2, 5)
+  assert releases.cohort_hash([]) != releases.cohort_hash([0])

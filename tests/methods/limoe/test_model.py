@@ -204,3 +204,25 @@ def test_any_mesh_has_loss_and_gradients_of_one_device(sizes):
   assert float(found) == pytest.approx(float(expected), rel=1e-5)
   for a, b in zip(jax.tree.leaves(there), jax.tree.leaves(grads)):
     np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("order", ["images_first", "interleaved"])
+def test_soft_experts_tell_an_image_nothing_of_its_text(order):
+  """Alone or in a pair, in training or not, in a batch of any size."""
+  experts = {**EXPERTS, "router": "soft", "slots_per_expert": 2}
+  model = _model(experts=experts, order=order)
+  variables = _init(model)
+  pair = _embed(model, variables, IMAGES, TEXT, MASK)
+  whole = jax.jit(lambda v: model.apply(v, IMAGES, TEXT, MASK, train=True))
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  close(whole(variables).z_image, pair.z_image)
+  close(_embed(model, variables, IMAGES[:5]).z_image, pair.z_image[:5])
+  close(_embed(model, variables, None, TEXT, MASK).z_text, pair.z_text)
+  # The columns of the routers' reports are those of the joined tokens.
+  (info,) = pair.infos
+  text = np.asarray(pair.modality == 1)
+  kept = np.asarray(info.kept[..., 0])
+  np.testing.assert_array_equal(kept, np.asarray(pair.mask != 0))
+  assert info.logits.shape[:2] == pair.modality.shape
+  alone = _embed(model, variables, None, TEXT, MASK).infos[0].logits
+  close(np.asarray(info.logits)[text], np.asarray(alone).reshape(-1, 4))

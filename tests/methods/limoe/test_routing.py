@@ -110,8 +110,8 @@ def test_expert_choice_is_balanced_and_soft_weights_sum_to_one():
   valid = jnp.arange(24) < 20
   there, back = routing.soft_moe_weights(x, slots, 2.0, valid=valid)
   np.testing.assert_allclose(there.sum(axis=0), 1, rtol=1e-5)
-  np.testing.assert_allclose(back.sum(axis=(1, 2)), 1, rtol=1e-5)
-  assert not there[20:].any()
+  np.testing.assert_allclose(back[:20].sum(axis=(1, 2)), 1, rtol=1e-5)
+  assert not there[20:].any() and not back[20:].any()
 
 
 def _layer(**changes):
@@ -394,3 +394,38 @@ def test_sharded_is_unsharded_and_no_weights_move(axes, dispatcher):
     assert not any(
       g.startswith("4,5,6") or g.startswith("4,6,5") for g in gathered
     )
+
+
+def test_soft_slots_belong_to_the_model_not_to_the_group():
+  """Made for groups of 16; any other size has the same slots."""
+  layer = _layer(router="soft", capacity_factor=1.0)
+  variables = layer.init({"params": KEY}, X, train=True)
+  assert variables["params"]["slots"].shape[1:] == (4, 4)
+  for train in (True, False):
+    for size in (1, 5, 16):
+      y, info = layer.apply(variables, X[:, :size], train=train)
+      assert y.shape == X[:, :size].shape and np.isfinite(y).all()
+      assert info.kept.all()
+  given = _layer(router="soft", slots_per_expert=3, capacity_factor=None)
+  slots = given.init({"params": KEY}, X, train=True)["params"]["slots"]
+  assert slots.shape[1:] == (4, 3)
+  with pytest.raises(ValueError, match="slots_per_expert=3"):
+    _layer(slots_per_expert=3).init({"params": KEY}, X, train=True)
+
+
+def test_a_soft_group_without_tokens_gives_zeros_and_finite_gradients():
+  layer = _layer(router="soft", slots_per_expert=2)
+  variables = layer.init({"params": KEY}, X, train=False)
+  mask = jnp.ones(X.shape[:2]).at[0].set(0)
+
+  def loss(variables, x):
+    y, _ = layer.apply(variables, x, train=False, mask=mask)
+    return jnp.square(y).sum(), y
+
+  run = jax.jit(jax.grad(loss, has_aux=True))
+  grads, y = run(variables, X.at[0].set(jnp.nan))
+  assert not y[0].any()
+  wanted, _ = run(variables, X)
+  for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted)):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert np.isfinite(a).all()

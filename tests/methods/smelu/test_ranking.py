@@ -151,6 +151,23 @@ def test_histogram_streams_merges_and_shards():
     empty.merge(ranking.HistogramAUC.init(256, high=2.0))
 
 
+def test_a_histogram_counts_beyond_2_to_the_24():
+  """In float32 one example more is lost there, and the AUC stands still."""
+  bins = ranking.HistogramAUC.init(2)
+  start = bins.update([0.1, 0.9, 0.1], [1, 1, 0], [2.0**24, 2.0**24, 2.0**24])
+
+  def more(histogram, _):
+    return histogram.update([0.1, 0.9], [0, 0], [1.0, 1.0]), None
+
+  run = jax.jit(lambda h: jax.lax.scan(more, h, length=1001)[0])
+  found = run(start)
+  counted = np.float64(found.negatives) + np.float64(found.negatives_rest)
+  np.testing.assert_array_equal(counted, [2**24 + 1001, 1001])
+  both = found.merge(run(bins))
+  counted = np.float64(both.negatives) + np.float64(both.negatives_rest)
+  np.testing.assert_array_equal(counted, [2**24 + 2002, 2002])
+
+
 def test_swap_rate_worked_example():
   queries = np.array([7, 7, 7, 3, 3, 3, 5])
   scores = np.array(

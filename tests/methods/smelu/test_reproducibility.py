@@ -401,6 +401,23 @@ def test_chunks_are_one_shot(classes):
   _assert_equal(merged.rows(), whole.rows(), rtol=1e-12)
 
 
+def test_a_stream_counts_beyond_2_to_the_24():
+  """One example at a time, which float32 sums of 2^24 would not notice."""
+  empty = accumulator.PDAccumulator.init(2)
+  start = empty.update([[0.5], [0.25]], weights=[2.0**24])
+
+  def more(found, _):
+    return found.update([[0.5], [0.5]], weights=[1.0]), None
+
+  run = jax.jit(lambda a: jax.lax.scan(more, a, length=1001)[0])
+  found = run(start).merge(run(empty))
+  name = "pairwise_pd"
+  weight = np.float64(found.means[name].weight) + found.rests[name].weight
+  assert weight == 2**24 + 2002
+  wanted = 0.25 * 2**24 / (2**24 + 2002)
+  assert float(found.compute()[name]) == pytest.approx(wanted, rel=1e-6)
+
+
 @pytest.mark.parametrize("classes", [None, 3])
 def test_the_stream_agrees_with_the_metrics(classes):
   preds, weights = _random(num_classes=classes), np.arange(41) % 4
