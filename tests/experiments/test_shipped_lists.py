@@ -28,7 +28,6 @@ from experiments.locoprop import language_model, language_model_settings
 from experiments.locoprop import optimizers as kinds
 from experiments.locoprop.configs import autoencoder, transformer
 from experiments.smelu import experiment as plane_study
-from experiments.smelu import settings as plane_settings
 from experiments.smelu import tasks as plane_tasks
 from experiments.smelu.configs import plane
 from locojax.methods import dp_ftrl, locoprop
@@ -317,11 +316,7 @@ def _plane_cells() -> list[str]:
 @pytest.mark.parametrize(
   "cell", _marked(_plane_cells(), ("dropout_only/relu", "window_1000/gsmelu:1"))
 )
-def test_activations_and_conditions_of_the_plane_run(
-  cell, tmp_path, monkeypatch
-):
-  # One point makes no plane, but a row.
-  monkeypatch.setattr(plane_settings, "LEAST_POINTS", 1)
+def test_activations_and_conditions_of_the_plane_run(cell, tmp_path):
   condition, setting = cell.split("/")
   changes = {"data__num_train": 200, "data__num_test": 50}
   if "labels" in plane.get_config().conditions[condition].vary:
@@ -334,8 +329,11 @@ def test_activations_and_conditions_of_the_plane_run(
     num_replicas=2,
     learning_rate=0.05,
     grid={condition: (setting,)},
+    condition=condition,
+    setting=setting,
     **changes,
   )
-  (row,) = plane_study.run(config, str(tmp_path))["rows"]
+  plane_study._point(config, tmp_path)
+  (row,) = plane_study.evaluate(config, str(tmp_path))["rows"]
   assert (row["condition"], row["setting"]) == (condition, setting)
   assert np.isfinite([row["log_loss"], row["pd_percent"]]).all()
