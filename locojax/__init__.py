@@ -14,7 +14,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-METHODS = ("ciw", "dp_ftrl", "limoe", "locoprop", "smelu")
+METHODS = ("ciw", "dp_ftrl", "limoe", "locoprop", "pix2seq", "smelu")
 __all__ = [
   "METHODS",
   "__version__",
@@ -22,6 +22,7 @@ __all__ = [
   "dp_ftrl",
   "limoe",
   "locoprop",
+  "pix2seq",
   "smelu",
 ]
 

@@ -70,16 +70,23 @@ def _boxes(values: Any, where: tuple[str, str]) -> np.ndarray:
     if values.shape[1] != 4:
       raise ValueError(f"{where[0]} has bbox of shape {values.shape}: [n, 4].")
     return values.astype(np.float64)
-  for i, v in enumerate(values):
-    if isinstance(v, str | Mapping) or not hasattr(v, "__len__") or len(v) != 4:
-      raise ValueError(
-        f"{where[0]}[{i}]{where[1]}={v!r} must be [left, top, width, height]."
-      )
+  if not _are_fours(values):
+    for i, v in enumerate(values):
+      if not _are_fours([v]):
+        raise ValueError(
+          f"{where[0]}[{i}]{where[1]}={v!r} must be [left, top, width, height]."
+        )
   flat = list(itertools.chain.from_iterable(values))
-  if not {type(v) for v in flat} <= {int, float}:
+  if not set(map(type, flat)) <= {int, float}:
     for i, v in enumerate(values):
       _numbers(v, (f"{where[0]}[{i}]{where[1]}", ""))
-  return np.array(flat, np.float64).reshape(-1, 4)
+  return np.fromiter(flat, np.float64, len(flat)).reshape(-1, 4)
+
+
+def _are_fours(values: Any) -> bool:
+  if not set(map(type, values)) <= {list, tuple, np.ndarray}:
+    return False
+  return set(map(len, values)) <= {4}
 
 
 def _ids(values: Any, where: tuple[str, str]) -> np.ndarray:
@@ -154,8 +161,10 @@ def check_declared(
   Raises:
     ValueError: an id that is not known.
   """
-  if ids.size and known.size and (ids.dtype.kind == "U") != (
-    known.dtype.kind == "U"
+  if (
+    ids.size
+    and known.size
+    and (ids.dtype.kind == "U") != (known.dtype.kind == "U")
   ):
     raise ValueError(
       f"{_say(where, name, 0)}={ids[0].item()!r} and those declared, such as "
@@ -283,11 +292,14 @@ def detections(given: Any, where: str = "dets") -> Columns:
   else:
     rows = _list(given, where)
     read = lambda name: _column(rows, name, where)
-    out, at = {
-      "image_id": _ids(read("image_id"), (where, ".image_id")),
-      "category_id": _ids(read("category_id"), (where, ".category_id")),
-      "bbox": _boxes(read("bbox"), (where, ".bbox")),
-      "score": _numbers(read("score"), (where, ".score")),
-    }, (where, ".")
+    out, at = (
+      {
+        "image_id": _ids(read("image_id"), (where, ".image_id")),
+        "category_id": _ids(read("category_id"), (where, ".category_id")),
+        "bbox": _boxes(read("bbox"), (where, ".bbox")),
+        "score": _numbers(read("score"), (where, ".score")),
+      },
+      (where, "."),
+    )
   _check_boxes(out, at, ("bbox", "score"))
   return out

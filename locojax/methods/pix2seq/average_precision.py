@@ -209,7 +209,9 @@ def _pairs(found, truth, chosen, low, counts) -> _Pairs:
   """Pairs of some detections with enough overlap."""
   number = counts[chosen]
   detection = np.repeat(chosen, number)
-  offset = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
+  offset = np.arange(number.sum()) - np.repeat(
+    np.cumsum(number) - number, number
+  )
   true = np.repeat(low[chosen], number) + offset
   iou = iou_matrix(
     found["bbox"][detection], truth["bbox"][true], truth["iscrowd"][true]
@@ -276,12 +278,13 @@ def _recall(found, which, status, num, max_dets) -> np.ndarray:
   """`[T, K, A, M]`: the share of true boxes that were found in the end."""
   category, place = found["category"][which], found["place"][which]
   out = np.full((status.shape[1], *num.shape, len(max_dets)), -1.0)
+  shape = (status.shape[1], *num.shape)
+  d, t, a = np.nonzero(status == 1)
+  cell = np.ravel_multi_index((t, category[d], a), shape)
   for m, most in enumerate(max_dets):
-    keep = place < most
-    hits = np.zeros((len(num), *status.shape[1:]))
-    np.add.at(hits, category[keep], status[keep] == 1)
-    share = hits / np.maximum(num, 1)[:, None, :]
-    out[..., m] = np.where(num > 0, share.transpose(1, 0, 2), -1.0)
+    among = cell[place[d] < most]
+    hits = np.bincount(among, minlength=np.prod(shape)).reshape(shape)
+    out[..., m] = np.where(num > 0, hits / np.maximum(num, 1), -1.0)
   return out
 
 
@@ -296,7 +299,8 @@ def _precision(found, which, status, num) -> np.ndarray:
   so_far = np.cumsum(inside, axis=0, dtype=np.int64)
   place = np.empty(len(order), np.int64)
   place[order] = np.arange(len(order))
-  matched = np.argsort(place[which], kind="stable")
+  some = np.flatnonzero(status.any(axis=(1, 2)))
+  matched = some[np.argsort(place[which[some]], kind="stable")]
   at, status = place[which][matched], status[matched]
   category = found["category"][order]
   ends = np.searchsorted(category, np.arange(len(num) + 1))
@@ -311,7 +315,7 @@ def _precision(found, which, status, num) -> np.ndarray:
 
 
 def _curves(status, base, inside, num) -> np.ndarray:
-  """`[T, R, A]` of one category, from its detections that overlap something.
+  """`[T, R, A]` of one category, from its detections that are matched.
 
   Precision is a maximum over what comes later, so it is that at a true
   positive, and recall grows there alone: the others only have to be counted.

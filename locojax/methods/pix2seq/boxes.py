@@ -9,9 +9,7 @@ import jax.numpy as jnp
 
 from locojax.core import boxes as layouts
 from locojax.core import checks
-from locojax.methods.pix2seq.quantize import dequantize
-from locojax.methods.pix2seq.sequences import PER_OBJECT
-from locojax.methods.pix2seq.vocabulary import Vocabulary
+from locojax.methods.pix2seq import quantization, sequences, vocabulary
 
 OVER = ("used", "layout")
 yxyx_to_xyxy = layouts.yxyx_to_xyxy
@@ -43,7 +41,11 @@ class Detections(NamedTuple):
 
 
 def sequences_to_boxes(
-  tokens: Any, class_logits: Any, vocab: Vocabulary, *, over: str = "used"
+  tokens: Any,
+  class_logits: Any,
+  vocab: vocabulary.Vocabulary,
+  *,
+  over: str = "used",
 ) -> Detections:
   """Reads generated sequences as detections (Pix2Seq, section 3).
 
@@ -68,12 +70,14 @@ def sequences_to_boxes(
   checks.one_of("over", over, OVER)
   tokens = checks.index_array("tokens", tokens)
   logits = checks.array("class_logits", class_logits).astype(jnp.float32)
-  num = tokens.shape[-1] // PER_OBJECT
+  num = tokens.shape[-1] // sequences.PER_OBJECT
   wanted = (*tokens.shape[:-1], num, vocab.size)
   checks.same_shape("class_logits", logits.shape, "[..., T // 5, V]", wanted)
-  tokens = tokens[..., : num * PER_OBJECT]
-  slots = tokens.reshape(*tokens.shape[:-1], num, PER_OBJECT)
-  boxes = dequantize(slots[..., :4] - vocab.coord_start, vocab.num_bins)
+  tokens = tokens[..., : num * sequences.PER_OBJECT]
+  slots = tokens.reshape(*tokens.shape[:-1], num, sequences.PER_OBJECT)
+  boxes = quantization.dequantize(
+    slots[..., :4] - vocab.coord_start, vocab.num_bins
+  )
   among = vocab.class_ids if over == "used" else vocab.class_range
   own = logits[..., among.start : among.stop]
   best = jnp.argmax(own, axis=-1)
@@ -83,7 +87,7 @@ def sequences_to_boxes(
   return Detections(jnp.clip(boxes, 0.0, 1.0), label, score, tokens)
 
 
-def before_eos(tokens: Any, vocab: Vocabulary) -> jax.Array:
+def before_eos(tokens: Any, vocab: vocabulary.Vocabulary) -> jax.Array:
   """Which objects are whole before the first end of sequence, `[..., N]` bool.
 
   For decoding that stops at it, which noise objects make unnecessary.
@@ -93,9 +97,13 @@ def before_eos(tokens: Any, vocab: Vocabulary) -> jax.Array:
     vocab: the tokens.
   """
   tokens = checks.index_array("tokens", tokens)
-  num = tokens.shape[-1] // PER_OBJECT
+  num = tokens.shape[-1] // sequences.PER_OBJECT
   ended = jnp.cumsum(tokens == vocab.eos, axis=-1) > 0
-  return ~ended[..., PER_OBJECT - 1 : num * PER_OBJECT : PER_OBJECT]
+  return ~ended[
+    ...,
+    sequences.PER_OBJECT - 1 : num
+    * sequences.PER_OBJECT : sequences.PER_OBJECT,
+  ]
 
 
 def rescale_boxes(

@@ -10,9 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from locojax.core import checks
-from locojax.methods.pix2seq import inputs
-from locojax.methods.pix2seq.quantize import quantize
-from locojax.methods.pix2seq.vocabulary import TOKEN_TYPES, Vocabulary
+from locojax.methods.pix2seq import inputs, quantization, vocabulary
 
 PER_OBJECT = 5
 CORRUPTIONS = (
@@ -45,7 +43,7 @@ def build_sequences(
   labels: Any,
   is_noise: Any,
   valid: Any,
-  vocab: Vocabulary,
+  vocab: vocabulary.Vocabulary,
   *,
   corruption: str = "rand_n_fake_cls",
   noise_weight: float = 1.0,
@@ -94,7 +92,9 @@ def build_sequences(
   if corruption != "none":
     key = inputs.key_of(key, f"the corruption {corruption!r}")
   boxes, labels, real, valid = _told(boxes, labels, is_noise, valid, vocab)
-  coords = vocab.coord_start + quantize(boxes, vocab.num_bins, mode)
+  coords = vocab.coord_start + quantization.quantize(
+    boxes, vocab.num_bins, mode
+  )
   classes = jnp.where(real, vocab.class_start - 1 + labels, vocab.noise)
   draw = vocab.class_ids if random_classes == "used" else vocab.class_range
   shown = _corrupted(key, classes, corruption, draw, vocab.noise)
@@ -109,13 +109,14 @@ def build_sequences(
   )
 
 
-def _told(boxes, labels, is_noise, valid, vocab: Vocabulary):
+def _told(boxes, labels, is_noise, valid, vocab: vocabulary.Vocabulary):
   """Boxes, labels, and masks of the real ones and of all, checked."""
   noise = is_noise if isinstance(is_noise, jax.Array) else np.asarray(is_noise)
   valid = valid if isinstance(valid, jax.Array) else np.asarray(valid)
   checks.same_shape("is_noise", noise.shape, "valid", valid.shape)
   if noise.dtype != bool:
     raise ValueError(f"is_noise has dtype {noise.dtype}: it must be bool.")
+  checks.same_shape("labels", np.shape(labels), "valid", valid.shape)
   # Noise has a box but no label: it is looked at as class 1.
   swap = jnp.where if isinstance(labels, jax.core.Tracer) else np.where
   if isinstance(noise, jax.core.Tracer):
@@ -157,14 +158,17 @@ def _weights(real: jax.Array, noise_weight: float) -> jax.Array:
 
 
 def words(
-  tokens: Any, vocab: Vocabulary, class_names: Sequence[str] | None = None
+  tokens: Any,
+  vocab: vocabulary.Vocabulary,
+  class_names: Sequence[str] | None = None,
 ) -> list[str]:
   """Tokens `[T]` as words: bins as numbers, classes by name.
 
   Raises:
     ValueError: `tokens` is not `[T]`, or not one name for each class.
 
-  >>> words([0, 1, 2, 4, 9], Vocabulary(2, 8), ["cat", "dog"])
+  >>> vocab = vocabulary.Vocabulary(2, 8)
+  >>> words([0, 1, 2, 4, 9], vocab, ["cat", "dog"])
   ['.', 'noise', '<detection>', 'dog', '4']
   """
   tokens = checks.integers("tokens", tokens)
@@ -180,12 +184,12 @@ def words(
     )
   types = np.asarray(vocab.token_type(tokens))
   return [
-    _word(int(t), TOKEN_TYPES[i], vocab, class_names)
+    _word(int(t), vocabulary.TOKEN_TYPES[i], vocab, class_names)
     for t, i in zip(tokens, types)
   ]
 
 
-def _word(token: int, kind: str, vocab: Vocabulary, names) -> str:
+def _word(token: int, kind: str, vocab: vocabulary.Vocabulary, names) -> str:
   if kind == "coord":
     return str(token - vocab.coord_start)
   if kind == "class":
@@ -197,7 +201,7 @@ def _word(token: int, kind: str, vocab: Vocabulary, names) -> str:
 
 def show(
   batch: SequenceBatch,
-  vocab: Vocabulary,
+  vocab: vocabulary.Vocabulary,
   class_names: Sequence[str] | None = None,
 ) -> str:
   """One sequence as a table: what is fed, what is asked, with which weight.

@@ -146,7 +146,7 @@ class Vocabulary:
     return _shifted("q", q, self.coord_start, 0, self.num_bins - 1)
 
   def token_type(self, ids: Any) -> Any:
-    """What tokens are, as int32 positions in `TOKEN_TYPES`, of the shape of ids.
+    """What tokens `[...]` are, as int32 positions in `TOKEN_TYPES`.
 
     Ids that stand for nothing, outside the vocabulary too, are `unused`.
     """
