@@ -94,15 +94,9 @@ def _ids(values: Any, where: tuple[str, str]) -> np.ndarray:
   if isinstance(values, np.ndarray):
     found = values
   else:
-    kinds = {int, str} & (own := set(map(type, values)))
-    if own - {int, str} or len(kinds) > 1:
-      for i, v in enumerate(values):
-        whole = isinstance(v, int | np.integer) and not isinstance(v, bool)
-        if not whole and not (isinstance(v, str) and kinds != {int}):
-          raise ValueError(
-            f"{where[0]}[{i}]{where[1]}={v!r} must be an integer (or all of "
-            "them texts)."
-          )
+    own = set(map(type, values))
+    if own not in ({int}, {str}, set()):
+      _refuse_ids(values, where)
     found = np.array(values, np.int64 if not own else None)
   if found.ndim != 1 or (found.size and found.dtype.kind not in "iuU"):
     raise ValueError(
@@ -110,6 +104,17 @@ def _ids(values: Any, where: tuple[str, str]) -> np.ndarray:
       "it must be [n] integers or texts."
     )
   return found if found.size else found.astype(np.int64)
+
+
+def _refuse_ids(values: Any, where: tuple[str, str]) -> None:
+  """Names the first id that is none, or not of the kind of the first one."""
+  kind = str if isinstance(values[0], str) else (int, np.integer)
+  for i, v in enumerate(values):
+    if not isinstance(v, kind) or isinstance(v, bool):
+      raise ValueError(
+        f"{where[0]}[{i}]{where[1]}={v!r} must be an integer (or all of them "
+        "texts)."
+      )
 
 
 def _declared(values: Any, where: str) -> np.ndarray:

@@ -8,7 +8,7 @@ thresholds and ranges of area. Only pairs that overlap enough are looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,8 +122,9 @@ def evaluate(
   truth = coco_tables.true_boxes(gts)
   found = coco_tables.detections(dets)
   category_ids = np.sort(truth["categories"])
-  truth = _grouped(truth, truth, "gts")
-  found = _kept(_grouped(found, truth, "dets"), most[-1])
+  truth = _grouped(truth, truth, ("gts", ""))
+  at = ("dets", "" if isinstance(dets, Mapping) else ".")
+  found = _kept(_grouped(found, truth, at), most[-1])
   normal = _normal(truth)
   pairs = _overlapping(found, truth)
   which, status = _match(pairs, found["group"], truth, normal)
@@ -139,11 +140,10 @@ def evaluate(
   return Evaluation(precision, recall, category_ids, most)
 
 
-def _grouped(columns, truth, where: str) -> dict[str, np.ndarray]:
+def _grouped(columns, truth, at) -> dict[str, np.ndarray]:
   """Sorted by category and image, detections by score within; ties as given."""
   out = dict(columns)
   images, categories = truth["images"], truth["categories"]
-  at = (where, "")
   out["image"] = coco_tables.check_declared(
     columns["image_id"], np.sort(images), "image_id", at
   )
