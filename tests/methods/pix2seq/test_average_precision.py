@@ -9,6 +9,7 @@ from experiments.pix2seq import coco_peers
 from locojax import pix2seq
 from locojax.core import boxes as layouts
 from locojax.data import sources
+from locojax.methods.pix2seq import average_precision
 
 SETS = {
   "random": dict(),
@@ -57,11 +58,8 @@ def test_equal_to_pycocotools_and_faster_coco_eval(name):
 def test_chunks_do_not_change_the_numbers(monkeypatch):
   truth, results = coco_peers.made(0, **SETS["crowded_tied"])
   whole = pix2seq.evaluate(truth, results)
-  module = __import__(
-    "locojax.methods.pix2seq.average_precision", fromlist=["evaluate"]
-  )
-  monkeypatch.setattr(module, "_PAIRS", 7)
-  monkeypatch.setattr(module, "_ROUND_PAIRS", 5)
+  monkeypatch.setattr(average_precision, "_PAIRS", 7)
+  monkeypatch.setattr(average_precision, "_ROUND_PAIRS", 5)
   parts = pix2seq.evaluate(truth, results)
   np.testing.assert_array_equal(whole.precision, parts.precision)
   np.testing.assert_array_equal(whole.recall, parts.recall)
