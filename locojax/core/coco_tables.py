@@ -61,7 +61,23 @@ def _numbers(values: Any, where: tuple[str, str]) -> np.ndarray:
     for i, v in enumerate(values):
       if isinstance(v, bool | str | bytes) or not np.isscalar(v):
         raise ValueError(f"{where[0]}[{i}]{where[1]}={v!r} must be a number.")
-  return np.asarray(values, np.float64)
+  found = np.asarray(values)
+  if found.ndim != 1 or (found.size and found.dtype.kind not in "biuf"):
+    raise ValueError(
+      f"{where[0]}{where[1]} has dtype {found.dtype} and shape {found.shape}: "
+      "it must be [n] numbers."
+    )
+  return found.astype(np.float64)
+
+
+def _flags(values: Any, where: tuple[str, str]) -> np.ndarray:
+  """Bool `[n]` from 0, 1, False and True."""
+  found = _numbers(np.asarray(values), where)
+  bad = ~np.isin(found, (0, 1))
+  if bad.any():
+    i = int(np.flatnonzero(bad)[0])
+    raise ValueError(f"{where[0]}[{i}]{where[1]}={values[i]!r} must be 0 or 1.")
+  return found.astype(bool)
 
 
 def _boxes(values: Any, where: tuple[str, str]) -> np.ndarray:
@@ -130,8 +146,8 @@ def _declared(values: Any, where: str) -> np.ndarray:
     twice = ids[first[counts > 1][0]]
     at = np.flatnonzero(ids == twice)[:2]
     raise ValueError(
-      f"{where}[{at[0]}] and {where}[{at[1]}] have the same id {twice!r}: an "
-      "id stands for one."
+      f"{where}[{at[0]}] and {where}[{at[1]}] have the same id "
+      f"{twice.item()!r}: an id stands for one."
     )
   return ids
 
@@ -239,7 +255,7 @@ def _from_coco(given, where: str) -> tuple[Columns, tuple[str, str]]:
     "category_id": _ids(read("category_id"), (at, ".category_id")),
     "bbox": boxes,
     "area": _numbers(area, (at, ".area")),
-    "iscrowd": np.array(read("iscrowd", 0), dtype=bool),
+    "iscrowd": _flags(read("iscrowd", 0), (at, ".iscrowd")),
   }
   for name in ("images", "categories"):
     there = f"{where}: {name}"
@@ -251,10 +267,10 @@ def _from_columns(given, where: str) -> tuple[Columns, tuple[str, str]]:
   out = _needed(given, ("image_id", "category_id", "bbox"), where)
   own = out["bbox"][:, 2] * out["bbox"][:, 3]
   area, crowd = given.get("area"), given.get("iscrowd")
-  out["area"] = own if area is None else np.asarray(area, np.float64)
-  out["iscrowd"] = np.asarray(
-    np.zeros(len(own)) if crowd is None else crowd
-  ).astype(bool)
+  out["area"] = own if area is None else _numbers(area, (f"{where}.area", ""))
+  if crowd is None:
+    crowd = np.zeros(len(own))
+  out["iscrowd"] = _flags(crowd, (f"{where}.iscrowd", ""))
   _lengths(out, where)
   for name, of in (("images", "image_id"), ("categories", "category_id")):
     ids = given.get(name)
@@ -269,7 +285,7 @@ def _needed(given, names: Sequence[str], where: str) -> Columns:
   for name in names:
     if name not in given:
       raise ValueError(f"{where} has no {name!r}; it has {sorted(given)}.")
-  read = {"bbox": _boxes, "score": lambda v, w: np.asarray(v, np.float64)}
+  read = {"bbox": _boxes, "score": _numbers}
   out = {}
   for name in names:
     value = given[name]

@@ -228,6 +228,11 @@ def _changed(where, i, **change):
   return pix2seq.coco_ap(truth, results)
 
 
+def _columns(**change):
+  dets = dict(image_id=[1], category_id=[1], bbox=[[1, 1, 2, 2]], score=[0.5])
+  return pix2seq.coco_ap(_worked()[0], dets | change)
+
+
 NAN = float("nan")
 BAD = [
   (lambda: _changed("dets", 2, score=NAN), "dets[2].score=nan must be finite"),
@@ -249,6 +254,13 @@ BAD = [
   (lambda: _changed("annotations", 1, category_id=3), "none of the 1 categori"),
   (lambda: _changed("annotations", 1, bbox="gone"), "annotations[1] has no"),
   (lambda: _changed("annotations", 1, area=NAN), "annotations[1].area=nan"),
+  (lambda: _changed("annotations", 2, iscrowd=2), "iscrowd=2 must be 0 or 1"),
+  (lambda: _changed("annotations", 2, iscrowd="0"), "has dtype <U"),
+  (lambda: _columns(score=np.ones((1, 1))), "dets.score has dtype float64 and"),
+  (lambda: _columns(score=np.ones(2)), "columns of different lengths"),
+  (lambda: _columns(bbox=np.ones((1, 3))), "bbox of shape (1, 3)"),
+  (lambda: _columns(category_id=np.ones(1)), "[n] integers or texts"),
+  (lambda: _columns(bbox=np.full((1, 4), NAN)), "dets.bbox[0]=[nan"),
   (lambda: _changed("images", 1, id=1), "images[0] and gts: images[1]"),
   (lambda: _changed("images", 1, id=True), "images[1].id=True"),
   (lambda: pix2seq.coco_ap(_worked()[0], {}), "no 'image_id'"),
