@@ -14,7 +14,10 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-METHODS = ("ciw", "dp_ftrl", "l2p", "limoe", "locoprop", "smelu")
+METHODS = (
+  *("ciw", "dp_ftrl", "l2p", "limoe", "locoprop"),
+  *("pix2seq", "smelu"),
+)
 # Libraries beside the ten systems, which several of them are compared by.
 TOOLS = ("continual",)
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
   "l2p",
   "limoe",
   "locoprop",
+  "pix2seq",
   "smelu",
 ]
 

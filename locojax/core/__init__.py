@@ -1,1 +1,1 @@
-"""Words that every other room uses: types, checks, trees, metrics, mesh."""
+"""Words that all other rooms use: types, checks, trees, boxes, files, mesh."""

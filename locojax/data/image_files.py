@@ -19,7 +19,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,7 @@ _KNOWN = (
 )
 # What Pillow calls channels of 16 bits in a file, of which it keeps 8.
 _DEEP = re.compile(r"\b(I|L|LA|RGB|RGBA|RGBX|CMYK);16")
+_ORIENTATION = 0x0112  # the tag of EXIF
 _FAULTS = (
   *(OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError),
   *(struct.error, zlib.error, OverflowError),
@@ -107,6 +108,40 @@ def read_image(
     found = found.resize((size[1], size[0]), pillow.Resampling.BILINEAR)
   array = np.asarray(found, dtype=np.uint8)
   return array[:, :, None] if array.ndim == 2 else array
+
+
+class Header(NamedTuple):
+  """What a file tells before its pixels are read.
+
+  Attributes:
+    height, width: of the image as `read_image` returns it, upright.
+    orientation: of EXIF, 1 to 8; from 5 on, the stored sides are swapped.
+  """
+
+  height: int
+  width: int
+  orientation: int
+
+
+def read_header(path: str | os.PathLike) -> Header:
+  """Size and orientation of an image file; its pixels are not read.
+
+  Raises:
+    ValueError: the file is no image; it is named.
+    ImportError: Pillow is not installed.
+  """
+  pillow = _pillow()
+  try:
+    with pillow.open(path) as opened:
+      width, height = opened.size
+      orientation = opened.getexif().get(_ORIENTATION, 1)
+  except (*_FAULTS, pillow.DecompressionBombError) as e:
+    raise ValueError(f"the image file {path} cannot be read: {e}") from e
+  if orientation not in range(1, 9):
+    orientation = 1
+  if orientation >= 5:
+    height, width = width, height
+  return Header(height, width, orientation)
 
 
 class ImageFolderSource:

@@ -129,6 +129,11 @@ class TfdsSource:
   def __len__(self) -> int:
     return len(self._source)
 
+  @property
+  def features(self) -> Any:
+    """What tfds knows of the features, names of classes among it."""
+    return self._source.dataset_info.features
+
   def __getitem__(self, index: int) -> Any:
     return _to_numpy(self._source[index])
 

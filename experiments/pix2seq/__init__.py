@@ -1,0 +1,1 @@
+"""Pix2Seq: detection as a sequence of tokens, and its metric against others."""
