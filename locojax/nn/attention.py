@@ -88,13 +88,15 @@ def attend(
   key: jax.Array,
   value: jax.Array,
   mask: jax.Array | None = None,
+  bias: jax.Array | None = None,
 ) -> jax.Array:
-  """softmax(Q K^T / sqrt(D)) V, with the softmax in float32.
+  """softmax(Q K^T / sqrt(D) + bias) V, with the softmax in float32.
 
   Args:
     query: `[B, T, H, D]`.
     key, value: `[B, S, H, D]`.
     mask: bool, broadcast to `[B, H, T, S]`.
+    bias: added to the scores, broadcast to `[B, H, T, S]`; None adds nothing.
 
   Returns:
     `[B, T, H, D]` in the dtype of `value`. Masked keys count for nothing; a
@@ -104,12 +106,26 @@ def attend(
     "bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32
   )
   scores = scores * query.shape[-1] ** -0.5
+  if bias is not None:
+    scores = scores + bias.astype(jnp.float32)
   if mask is not None:
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(scores, axis=-1)
   if mask is not None:
     weights = jnp.where(mask, weights, 0.0)
   return jnp.einsum("bhts,bshd->bthd", weights.astype(value.dtype), value)
+
+
+def _attend_in_groups(core, query, key, value, valid) -> jax.Array:
+  """Attention to a context whose rows serve one or more rows of queries.
+
+  Samples and beams of one prompt have one copy of its context.
+  """
+  rows = key.shape[0]
+  checks.divisible("rows of the input", query.shape[0], "rows of context", rows)
+  mask = None if valid is None else padding_mask(valid)
+  grouped = query.reshape(rows, -1, *query.shape[2:])
+  return core(grouped, key, value, mask).reshape(query.shape)
 
 
 class MultiHeadAttention(nn.Module):
@@ -123,6 +139,10 @@ class MultiHeadAttention(nn.Module):
     decode: whether keys and values go to, and are read from, the cache: the
       collection `cache`, arrays `keys` and `values` of `[B, max_len, H, D]`.
     max_len: size of the cache.
+    cross: whether keys and values come from `context` alone. With `decode`
+      they are projected when it is given and kept in the collection `memory`,
+      arrays `keys` and `values` of `[B, S, H, D]`; later calls, without it,
+      read them from there.
     remat: whether the backward pass computes the attention weights again.
     dtype: dtype of the computation; None follows the input.
     kernel_init: initialiser of the dense layers.
@@ -134,6 +154,7 @@ class MultiHeadAttention(nn.Module):
   use_bias: bool = True
   decode: bool = False
   max_len: int | None = None
+  cross: bool = False
   remat: bool = False
   dtype: Any = None
   kernel_init: Any = nn.initializers.xavier_uniform()
@@ -156,43 +177,69 @@ class MultiHeadAttention(nn.Module):
     valid: jax.Array | None = None,
     mask: jax.Array | None = None,
     positions: jax.Array | None = None,
+    bias: jax.Array | None = None,
   ) -> jax.Array:
     """`[B, T, E]` to `[B, T, E]`.
 
     Args:
       x: what asks; also what is asked, unless `context` is given.
-      context: `[B, S, C]`, keys and values of cross-attention.
+      context: `[B, S, C]`, keys and values of cross-attention. With `cross` it
+        may have B / n rows, each of which serves n rows of `x` in turn.
       valid: `[B, S]` bool, the keys that are no padding.
       mask: bool, broadcast to `[B, H, T, S]`; besides `causal` and `valid`.
       positions: `[B, T]` or `[1, T]`, places of the tokens for `use_rotary`
         and the cache; None counts from 0.
+      bias: added to the scores, broadcast to `[B, H, T, S]`.
 
     Raises:
-      ValueError: sizes that do not divide; a cache without `max_len`, or for
-        cross-attention.
+      ValueError: sizes that do not divide; a cache without `max_len`; a context
+        that is missing, or one that is not for this module.
     """
     size = x.shape[-1]
     checks.divisible("size of the input", size, "num_heads", self.num_heads)
-    source = x if context is None else context
     split = lambda y: y.reshape(*y.shape[:-1], self.num_heads, -1)
-    query = split(self._dense(size, "query")(x))
-    key = split(self._dense(size, "key")(source))
-    value = split(self._dense(size, "value")(source))
+    project = lambda y, name: split(self._dense(size, name)(y))
+    query = project(x, "query")
+    core = jax.checkpoint(attend) if self.remat else attend
+    if self.cross:
+      key, value = self._remembered(context, project)
+      out = _attend_in_groups(core, query, key, value, valid)
+      return self._dense(size, "out")(out.reshape(*out.shape[:2], -1))
+    source = x if context is None else context
+    key, value = project(source, "key"), project(source, "value")
     if positions is None:
       positions = jnp.arange(x.shape[1])[None]
     if self.use_rotary:
       query, key = rotary(query, positions), rotary(key, positions)
     if self.decode:
-      checks.one_of("context", context, [None])
+      if context is not None:
+        raise ValueError(
+          "a context with decode=True is not allowed without cross=True."
+        )
       key, value, seen = self._cached(key, value, valid, positions)
       mask = combine_masks(mask, seen)
     else:
       causal = causal_mask(x.shape[1]) if self.causal else None
       keys = None if valid is None else padding_mask(valid)
       mask = combine_masks(mask, causal, keys)
-    core = jax.checkpoint(attend) if self.remat else attend
-    out = core(query, key, value, mask)
+    out = core(query, key, value, mask, bias)
     return self._dense(size, "out")(out.reshape(*out.shape[:2], -1))
+
+  def _remembered(self, context, project):
+    """Keys and values of the context: projected now, or before."""
+    if context is not None:
+      key, value = project(context, "key"), project(context, "value")
+      if self.decode:
+        self.put_variable("memory", "keys", key)
+        self.put_variable("memory", "values", value)
+      return key, value
+    if not (self.decode and self.has_variable("memory", "keys")):
+      raise ValueError(
+        "context=None is not allowed with cross=True: it must be given, or "
+        "have been given to a call before with decode=True, whose collection "
+        "'memory' is at hand."
+      )
+    return tuple(self.get_variable("memory", k) for k in ("keys", "values"))
 
   def _cached(self, key, value, valid, positions):
     """Writes at `positions`; all keys and values, and which may be seen."""

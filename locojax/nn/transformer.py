@@ -57,11 +57,15 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
   """x + attention(norm(x)), then x + feed_forward(norm(x)).
 
+  With `cross_attention`, x + cross_attention(norm(x), context) is between them;
+  the context itself is not normed.
+
   Attributes:
     num_heads: heads of the attention.
     hidden_size: F.
     activation: of the feed-forward layers.
     causal, use_rotary, decode, max_len: as in `attention.MultiHeadAttention`.
+    cross_attention: whether the block attends to a context as well.
     remat: 'attention' computes the attention weights again in the backward
       pass; the rest is the stack's.
     use_bias: whether dense layers and norms have one.
@@ -75,6 +79,7 @@ class Block(nn.Module):
   use_rotary: bool = False
   decode: bool = False
   max_len: int | None = None
+  cross_attention: bool = False
   remat: str = "none"
   use_bias: bool = True
   dtype: Any = None
@@ -90,8 +95,15 @@ class Block(nn.Module):
     valid: jax.Array | None = None,
     mask: jax.Array | None = None,
     positions: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    context: jax.Array | None = None,
+    context_valid: jax.Array | None = None,
   ) -> jax.Array:
-    """`[B, T, E]` to `[B, T, E]`; arguments as for the attention."""
+    """`[B, T, E]` to `[B, T, E]`; arguments as for the attention.
+
+    `context` `[B, S, C]` and `context_valid` `[B, S]` are of the
+    cross-attention, the others of the self-attention.
+    """
     attend = attention.MultiHeadAttention(
       self.num_heads,
       causal=self.causal,
@@ -115,8 +127,24 @@ class Block(nn.Module):
       valid=valid,
       mask=mask,
       positions=positions,
+      bias=bias,
     )
+    if self.cross_attention:
+      x = x + self._cross(x, context, context_valid)
     return x + feed_forward(self._norm("feed_forward_norm")(x))
+
+  def _cross(self, x, context, context_valid) -> jax.Array:
+    attend = attention.MultiHeadAttention(
+      self.num_heads,
+      use_bias=self.use_bias,
+      decode=self.decode,
+      cross=True,
+      remat=self.remat == "attention",
+      dtype=self.dtype,
+      name="cross_attention",
+    )
+    normed = self._norm("cross_attention_norm")(x)
+    return attend(normed, context, valid=context_valid)
 
 
 class Stack(nn.Module):
@@ -129,7 +157,7 @@ class Stack(nn.Module):
   Attributes:
     num_layers: number of blocks.
     num_heads, hidden_size, activation, causal, use_rotary, decode, max_len,
-      use_bias, dtype: of the blocks.
+      cross_attention, use_bias, dtype: of the blocks.
     scan: one block run `num_layers` times by `nn.scan`.
     remat: what the backward pass computes again instead of keeping it: 'none',
       'attention' (the weights alone), 'block' (all of a block).
@@ -143,6 +171,7 @@ class Stack(nn.Module):
   use_rotary: bool = False
   decode: bool = False
   max_len: int | None = None
+  cross_attention: bool = False
   scan: bool = False
   remat: str = "none"
   use_bias: bool = True
@@ -157,6 +186,7 @@ class Stack(nn.Module):
       use_rotary=self.use_rotary,
       decode=self.decode,
       max_len=self.max_len,
+      cross_attention=self.cross_attention,
       remat=self.remat,
       use_bias=self.use_bias,
       dtype=self.dtype,
@@ -171,20 +201,37 @@ class Stack(nn.Module):
     valid: jax.Array | None = None,
     mask: jax.Array | None = None,
     positions: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    context: jax.Array | None = None,
+    context_valid: jax.Array | None = None,
   ) -> jax.Array:
-    """`[B, T, E]` to `[B, T, E]`; arguments as for the attention."""
+    """`[B, T, E]` to `[B, T, E]`; arguments as for the attention.
+
+    `context` `[B, S, C]` and `context_valid` `[B, S]` are of the
+    cross-attention, the others of the self-attention.
+    """
     checks.one_of("remat", self.remat, REMATS)
     checks.positive_int("num_layers", self.num_layers)
+    if context is not None:
+      checks.one_of("cross_attention", self.cross_attention, [True])
 
     def run(block, x):
-      return block(x, valid=valid, mask=mask, positions=positions)
+      return block(
+        x,
+        valid=valid,
+        mask=mask,
+        positions=positions,
+        bias=bias,
+        context=context,
+        context_valid=context_valid,
+      )
 
     if self.remat == "block":
       run = nn.remat(run, prevent_cse=not self.scan)
     if self.scan:
       x, _ = nn.scan(
         lambda block, x, _: (run(block, x), None),
-        variable_axes={"params": 0, "cache": 0},
+        variable_axes={"params": 0, "cache": 0, "memory": 0},
         split_rngs={"params": True},
         length=self.num_layers,
       )(self._block("blocks"), x, None)
