@@ -1,12 +1,15 @@
 """Generation of token sequences by any step function.
 
-cache, kept, logits = lm.prefill(model, params, prompts, valid=valid)
-step = lm.next_token(model, params, kept)
-out = decode.generate(
-  step, cache, logits, max_new_tokens=64, num_samples=8, key=key,
-  sampler=decode.Sampler(temperature=0.6, top_p=0.95), stop_tokens=(1,))
-best = decode.beam_search(
-  step, cache, logits, beam_size=4, max_new_tokens=64, stop_tokens=(1,))
+A model gives a step, and a cache and logits after the prompts; see
+`locojax.nn.lm`.
+
+    cache, kept, logits = lm.prefill(model, params, prompts, valid=valid)
+    step = lm.next_token(model, params, kept)
+    out = decode.generate(
+      step, cache, logits, max_new_tokens=64, num_samples=8, key=key,
+      sampler=decode.Sampler(temperature=0.6, top_p=0.95), stop_tokens=(1,))
+    best = decode.beam_search(
+      step, cache, logits, beam_size=4, max_new_tokens=64, stop_tokens=(1,))
 """
 
 from locojax.decode import cache
