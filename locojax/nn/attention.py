@@ -137,11 +137,12 @@ class MultiHeadAttention(nn.Module):
     use_rotary: whether queries and keys are turned by their positions.
     use_bias: whether the dense layers have one.
     decode: whether keys and values go to, and are read from, the cache: the
-      collection `cache`, arrays `keys` and `values` of `[B, max_len, H, D]`.
+      collection `cache`, arrays `keys` and `values` of `[B, H, max_len, D]`,
+      in the order in which attention reads them.
     max_len: size of the cache.
     cross: whether keys and values come from `context` alone. With `decode`
       they are projected when it is given and kept in the collection `memory`,
-      arrays `keys` and `values` of `[B, S, H, D]`; later calls, without it,
+      arrays `keys` and `values` of `[B, H, S, D]`; later calls, without it,
       read them from there.
     remat: whether the backward pass computes the attention weights again.
     dtype: dtype of the computation; None follows the input.
@@ -230,8 +231,8 @@ class MultiHeadAttention(nn.Module):
     if context is not None:
       key, value = project(context, "key"), project(context, "value")
       if self.decode:
-        self.put_variable("memory", "keys", key)
-        self.put_variable("memory", "values", value)
+        self.put_variable("memory", "keys", jnp.swapaxes(key, 1, 2))
+        self.put_variable("memory", "values", jnp.swapaxes(value, 1, 2))
       return key, value
     if not (self.decode and self.has_variable("memory", "keys")):
       raise ValueError(
@@ -239,7 +240,8 @@ class MultiHeadAttention(nn.Module):
         "have been given to a call before with decode=True, whose collection "
         "'memory' is at hand."
       )
-    return tuple(self.get_variable("memory", k) for k in ("keys", "values"))
+    kept = (self.get_variable("memory", k) for k in ("keys", "values"))
+    return tuple(jnp.swapaxes(x, 1, 2) for x in kept)
 
   def _cached(self, key, value, valid, positions):
     """Writes at `positions`; all keys and values, and which may be seen."""
@@ -247,7 +249,7 @@ class MultiHeadAttention(nn.Module):
       raise ValueError("max_len=None is not allowed with decode=True.")
     batch, num = key.shape[:2]
     checks.in_range("number of tokens", num, 1, self.max_len)
-    shape = (batch, self.max_len, *key.shape[2:])
+    shape = (batch, key.shape[2], self.max_len, key.shape[3])
     keys = self.variable("cache", "keys", jnp.zeros, shape, key.dtype)
     values = self.variable("cache", "values", jnp.zeros, shape, value.dtype)
     positions = jnp.broadcast_to(positions, (batch, num))
@@ -256,6 +258,7 @@ class MultiHeadAttention(nn.Module):
       place = jnp.where(valid, positions, self.max_len)
     rows = jnp.arange(batch)[:, None]
     for stored, new in ((keys, key), (values, value)):
-      stored.value = stored.value.at[rows, place].set(new, mode="drop")
+      stored.value = stored.value.at[rows, :, place].set(new, mode="drop")
     seen = jnp.arange(self.max_len) <= positions[:, None, :, None]
-    return keys.value, values.value, seen
+    key, value = (jnp.swapaxes(x.value, 1, 2) for x in (keys, values))
+    return key, value, seen

@@ -251,7 +251,7 @@ def init_cache(model: nn.Module, batch_size: int) -> types.PyTree:
 
   Returns:
     `length` `[B]` int32 and, for each layer, keys and values
-    `[B, cache_len, heads, head size]`.
+    `[B, heads, cache_len, head size]`.
   """
   checks.positive_int("batch_size", batch_size)
   tokens = jnp.zeros((batch_size, 1), jnp.int32)

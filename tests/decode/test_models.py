@@ -160,7 +160,7 @@ def test_samples_share_the_memory_and_its_rows_are_not_repeated():
   rows = {x.shape[0] for x in jax.tree.leaves(kept)}
   assert rows == {3}
   keys = kept["decoder"]["decoder"]["block_0"]["cross_attention"]["keys"]
-  assert keys.shape == (3, 6, 2, 4)
+  assert keys.shape == (3, 2, 6, 4)
   step = jax.jit(lm.next_token(model, params, kept))
   new = jnp.arange(6)[:, None]
   _, got = step(decode.cache.repeat(cache, 2), new)
