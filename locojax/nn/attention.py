@@ -89,13 +89,15 @@ def attend(
   key: jax.Array,
   value: jax.Array,
   mask: jax.Array | None = None,
+  bias: jax.Array | None = None,
 ) -> jax.Array:
-  """softmax(Q K^T / sqrt(D)) V, with the softmax in float32.
+  """softmax(Q K^T / sqrt(D) + bias) V, with the softmax in float32.
 
   Args:
     query: `[B, T, H, D]`.
     key, value: `[B, S, H, D]`.
     mask: bool, broadcast to `[B, H, T, S]`.
+    bias: added to the scores, broadcast to `[B, H, T, S]`; None adds nothing.
 
   Returns:
     `[B, T, H, D]` in the dtype of `value`. Masked keys count for nothing,
@@ -110,6 +112,8 @@ def attend(
     "bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32
   )
   scores = scores * query.shape[-1] ** -0.5
+  if bias is not None:
+    scores = scores + bias.astype(jnp.float32)
   if mask is not None:
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(scores, axis=-1)
@@ -181,6 +185,28 @@ def with_prefix(
   return key, value, mask
 
 
+def _with_prefix_bias(
+  bias: jax.Array | None, num_prefix: int, num_keys: int
+) -> jax.Array | None:
+  """A bias of the scores with zeros at the keys of a prefix."""
+  if bias is None:
+    return None
+  bias = jnp.broadcast_to(bias, (*bias.shape[:-1], num_keys))
+  return jnp.pad(bias, [(0, 0)] * (bias.ndim - 1) + [(num_prefix, 0)])
+
+
+def _attend_in_groups(core, query, key, value, valid) -> jax.Array:
+  """Attention to a context whose rows serve one or more rows of queries.
+
+  Samples and beams of one prompt have one copy of its context.
+  """
+  rows = key.shape[0]
+  checks.divisible("rows of the input", query.shape[0], "rows of context", rows)
+  mask = None if valid is None else padding_mask(valid)
+  grouped = query.reshape(rows, -1, *query.shape[2:])
+  return core(grouped, key, value, mask).reshape(query.shape)
+
+
 class MultiHeadAttention(nn.Module):
   """Attention with dense layers `query`, `key`, `value` and `out`.
 
@@ -190,8 +216,13 @@ class MultiHeadAttention(nn.Module):
     use_rotary: whether queries and keys are turned by their positions.
     use_bias: whether the dense layers have one.
     decode: whether keys and values go to, and are read from, the cache: the
-      collection `cache`, arrays `keys` and `values` of `[B, max_len, H, D]`.
+      collection `cache`, arrays `keys` and `values` of `[B, H, max_len, D]`,
+      in the order in which attention reads them.
     max_len: size of the cache.
+    cross: whether keys and values come from `context` alone. With `decode`
+      they are projected when it is given and kept in the collection `memory`,
+      arrays `keys` and `values` of `[B, H, S, D]`; later calls, without it,
+      read them from there.
     remat: whether the backward pass computes the attention weights again.
     dtype: dtype of the computation; None follows the input.
     kernel_init: initialiser of the dense layers.
@@ -203,6 +234,7 @@ class MultiHeadAttention(nn.Module):
   use_bias: bool = True
   decode: bool = False
   max_len: int | None = None
+  cross: bool = False
   remat: bool = False
   dtype: Any = None
   kernel_init: Any = nn.initializers.xavier_uniform()
@@ -226,12 +258,14 @@ class MultiHeadAttention(nn.Module):
     mask: jax.Array | None = None,
     positions: jax.Array | None = None,
     prefix: tuple[jax.Array, jax.Array] | None = None,
+    bias: jax.Array | None = None,
   ) -> jax.Array:
     """`[B, T, E]` to `[B, T, E]`.
 
     Args:
       x: what asks; also what is asked, unless `context` is given.
-      context: `[B, S, C]`, keys and values of cross-attention.
+      context: `[B, S, C]`, keys and values of cross-attention. With `cross` it
+        may have B / n rows, each of which serves n rows of `x` in turn.
       valid: `[B, S]` bool, the keys that are no padding. Padding may hold
         anything; of `x` it asks as zeros do.
       mask: bool, broadcast to `[B, H, T, S]`; besides `causal` and `valid`.
@@ -239,28 +273,41 @@ class MultiHeadAttention(nn.Module):
         and the cache; None counts from 0.
       prefix: keys and values, `[B, N, H, D]` or `[1, N, H, D]` each, that stand
         in front of those of the tokens and are seen by every query; no
-        position turns them, and no cache keeps them.
+        position turns them, no bias moves them, and no cache keeps them.
+      bias: added to the scores, broadcast to `[B, H, T, S]`.
 
     Raises:
-      ValueError: sizes that do not divide; a cache without `max_len`, or for
-        cross-attention; a prefix that does not fit.
+      ValueError: sizes that do not divide; a cache without `max_len`; a context
+        that is missing, or one that is not for this module; a prefix that does
+        not fit.
     """
     size = x.shape[-1]
     checks.divisible("size of the input", size, "num_heads", self.num_heads)
+    split = lambda y: y.reshape(*y.shape[:-1], self.num_heads, -1)
+    project = lambda y, name: split(self._dense(size, name)(y))
+    core = jax.checkpoint(attend) if self.remat else attend
+    if self.cross:
+      query = project(x, "query")
+      if context is not None:
+        context = arrays.kept(context, valid)
+      key, value = self._remembered(context, project)
+      out = _attend_in_groups(core, query, key, value, valid)
+      return self._dense(size, "out")(out.reshape(*out.shape[:2], -1))
     if context is None:
       x = source = arrays.kept(x, valid)
     else:
       source = arrays.kept(context, valid)
-    split = lambda y: y.reshape(*y.shape[:-1], self.num_heads, -1)
-    query = split(self._dense(size, "query")(x))
-    key = split(self._dense(size, "key")(source))
-    value = split(self._dense(size, "value")(source))
+    query = project(x, "query")
+    key, value = project(source, "key"), project(source, "value")
     if positions is None:
       positions = jnp.arange(x.shape[1])[None]
     if self.use_rotary:
       query, key = rotary(query, positions), rotary(key, positions)
     if self.decode:
-      checks.one_of("context", context, [None])
+      if context is not None:
+        raise ValueError(
+          "a context with decode=True is not allowed without cross=True."
+        )
       key, value, seen = self._cached(key, value, valid, positions)
       mask = combine_masks(mask, seen)
     else:
@@ -268,10 +315,28 @@ class MultiHeadAttention(nn.Module):
       keys = None if valid is None else padding_mask(valid)
       mask = combine_masks(mask, causal, keys)
     if prefix is not None:
+      num_keys, num_prefix = key.shape[1], prefix[0].shape[1]
       key, value, mask = with_prefix(prefix, key, value, mask)
-    core = jax.checkpoint(attend) if self.remat else attend
-    out = core(query, key, value, mask)
+      bias = _with_prefix_bias(bias, num_prefix, num_keys)
+    out = core(query, key, value, mask, bias)
     return self._dense(size, "out")(out.reshape(*out.shape[:2], -1))
+
+  def _remembered(self, context, project):
+    """Keys and values of the context: projected now, or before."""
+    if context is not None:
+      key, value = project(context, "key"), project(context, "value")
+      if self.decode:
+        self.put_variable("memory", "keys", jnp.swapaxes(key, 1, 2))
+        self.put_variable("memory", "values", jnp.swapaxes(value, 1, 2))
+      return key, value
+    if not (self.decode and self.has_variable("memory", "keys")):
+      raise ValueError(
+        "context=None is not allowed with cross=True: it must be given, or "
+        "have been given to a call before with decode=True, whose collection "
+        "'memory' is at hand."
+      )
+    kept = (self.get_variable("memory", k) for k in ("keys", "values"))
+    return tuple(jnp.swapaxes(x, 1, 2) for x in kept)
 
   def _cached(self, key, value, valid, positions):
     """Writes at `positions`; all keys and values, and which may be seen."""
@@ -279,7 +344,7 @@ class MultiHeadAttention(nn.Module):
       raise ValueError("max_len=None is not allowed with decode=True.")
     batch, num = key.shape[:2]
     checks.in_range("number of tokens", num, 1, self.max_len)
-    shape = (batch, self.max_len, *key.shape[2:])
+    shape = (batch, key.shape[2], self.max_len, key.shape[3])
     keys = self.variable("cache", "keys", jnp.zeros, shape, key.dtype)
     values = self.variable("cache", "values", jnp.zeros, shape, value.dtype)
     positions = jnp.broadcast_to(positions, (batch, num))
@@ -288,6 +353,7 @@ class MultiHeadAttention(nn.Module):
       place = jnp.where(valid, positions, self.max_len)
     rows = jnp.arange(batch)[:, None]
     for stored, new in ((keys, key), (values, value)):
-      stored.value = stored.value.at[rows, place].set(new, mode="drop")
+      stored.value = stored.value.at[rows, :, place].set(new, mode="drop")
     seen = jnp.arange(self.max_len) <= positions[:, None, :, None]
-    return keys.value, values.value, seen
+    key, value = (jnp.swapaxes(x.value, 1, 2) for x in (keys, values))
+    return key, value, seen

@@ -57,11 +57,15 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
   """x + attention(norm(x)), then x + feed_forward(norm(x)).
 
+  With `cross_attention`, x + cross_attention(norm(x), context) is between them;
+  the context itself is not normed.
+
   Attributes:
     num_heads: heads of the attention.
     hidden_size: F.
     activation: of the feed-forward layers.
     causal, use_rotary, decode, max_len: as in `attention.MultiHeadAttention`.
+    cross_attention: whether the block attends to a context as well.
     remat: 'attention' computes the attention weights again in the backward
       pass; the rest is the stack's.
     use_bias: whether dense layers and norms have one.
@@ -76,6 +80,7 @@ class Block(nn.Module):
   use_rotary: bool = False
   decode: bool = False
   max_len: int | None = None
+  cross_attention: bool = False
   remat: str = "none"
   use_bias: bool = True
   norm_eps: float = 1e-6
@@ -95,10 +100,15 @@ class Block(nn.Module):
     mask: jax.Array | None = None,
     positions: jax.Array | None = None,
     prefix: tuple[jax.Array, jax.Array] | None = None,
+    bias: jax.Array | None = None,
+    context: jax.Array | None = None,
+    context_valid: jax.Array | None = None,
   ) -> jax.Array:
     """`[B, T, E]` to `[B, T, E]`; arguments as for the attention.
 
-    Where `valid` is false, `x` counts as zeros, whatever it holds.
+    Where `valid` is false, `x` counts as zeros, whatever it holds. `context`
+    `[B, S, C]` and `context_valid` `[B, S]` are of the cross-attention, the
+    others of the self-attention.
     """
     x = arrays.kept(x, valid)
     attend = attention.MultiHeadAttention(
@@ -125,8 +135,24 @@ class Block(nn.Module):
       mask=mask,
       positions=positions,
       prefix=prefix,
+      bias=bias,
     )
+    if self.cross_attention:
+      x = x + self._cross(x, context, context_valid)
     return x + feed_forward(self._norm("feed_forward_norm")(x))
+
+  def _cross(self, x, context, context_valid) -> jax.Array:
+    attend = attention.MultiHeadAttention(
+      self.num_heads,
+      use_bias=self.use_bias,
+      decode=self.decode,
+      cross=True,
+      remat=self.remat == "attention",
+      dtype=self.dtype,
+      name="cross_attention",
+    )
+    normed = self._norm("cross_attention_norm")(x)
+    return attend(normed, context, valid=context_valid)
 
 
 def prepend(
@@ -178,7 +204,7 @@ class Stack(nn.Module):
   Attributes:
     num_layers: number of blocks.
     num_heads, hidden_size, activation, causal, use_rotary, decode, max_len,
-      use_bias, norm_eps, dtype: of the blocks.
+      cross_attention, use_bias, norm_eps, dtype: of the blocks.
     scan: one block run `num_layers` times by `nn.scan`.
     remat: what the backward pass computes again instead of keeping it: 'none',
       'attention' (the weights alone), 'block' (all of a block).
@@ -192,6 +218,7 @@ class Stack(nn.Module):
   use_rotary: bool = False
   decode: bool = False
   max_len: int | None = None
+  cross_attention: bool = False
   scan: bool = False
   remat: str = "none"
   use_bias: bool = True
@@ -207,6 +234,7 @@ class Stack(nn.Module):
       use_rotary=self.use_rotary,
       decode=self.decode,
       max_len=self.max_len,
+      cross_attention=self.cross_attention,
       remat=self.remat,
       use_bias=self.use_bias,
       norm_eps=self.norm_eps,
@@ -237,13 +265,17 @@ class Stack(nn.Module):
     valid: jax.Array | None = None,
     mask: jax.Array | None = None,
     positions: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    context: jax.Array | None = None,
+    context_valid: jax.Array | None = None,
     extra_tokens: Mapping[int, jax.Array] | None = None,
     extra_key_values: Mapping[int, tuple[jax.Array, jax.Array]] | None = None,
   ) -> jax.Array:
     """`[B, T, E]` to `[B, T', E]`, T' larger than T by the extra tokens alone.
 
     Args:
-      x, valid, mask, positions: as for the attention.
+      x, valid, mask, positions, bias: as for the attention.
+      context, context_valid: `[B, S, C]` and `[B, S]`, of the cross-attention.
       extra_tokens: by the number of a block, `[B, N, E]` or `[1, N, E]` tokens
         that are put in front of its input and stay; the last ones come first.
       extra_key_values: by the number of a block, the `prefix` of its attention.
@@ -253,7 +285,8 @@ class Stack(nn.Module):
     Raises:
       ValueError: bad settings; a number that is no block's; sizes that do not
         fit; more than `extra_tokens` at block 0 with `scan`; extra tokens with
-        `mask`, `positions` or `decode`.
+        `mask`, `positions`, `bias` or `decode`; a context where blocks have no
+        cross-attention.
     """
     x = arrays.kept(x, valid)
     checks.one_of("remat", self.remat, REMATS)
@@ -261,15 +294,25 @@ class Stack(nn.Module):
     checks.positive("norm_eps", self.norm_eps)
     tokens, prefixes = dict(extra_tokens or {}), dict(extra_key_values or {})
     self._check_hooks(tokens, prefixes)
-    limits = mask is not None or positions is not None or self.decode
-    if tokens and limits:
+    given = (mask, positions, bias)
+    if tokens and (self.decode or any(x is not None for x in given)):
       raise ValueError(
-        "extra_tokens are not allowed with mask, positions or decode=True."
+        "extra_tokens are not allowed with mask, positions, bias or "
+        "decode=True."
       )
+    if context is not None:
+      checks.one_of("cross_attention", self.cross_attention, [True])
 
     def run(block, x, valid, prefix):
       return block(
-        x, valid=valid, mask=mask, positions=positions, prefix=prefix
+        x,
+        valid=valid,
+        mask=mask,
+        positions=positions,
+        prefix=prefix,
+        bias=bias,
+        context=context,
+        context_valid=context_valid,
       )
 
     if self.remat == "block":
@@ -278,7 +321,7 @@ class Stack(nn.Module):
       x, valid = prepend(x, valid, tokens.get(0))
       x, _ = nn.scan(
         lambda block, x, _: (run(block, x, valid, None), None),
-        variable_axes={"params": 0, "cache": 0},
+        variable_axes={"params": 0, "cache": 0, "memory": 0},
         split_rngs={"params": True},
         length=self.num_layers,
       )(self._block("blocks"), x, None)

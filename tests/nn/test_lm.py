@@ -132,7 +132,7 @@ def test_rows_of_the_cache_can_be_picked_as_beams():
 def test_an_empty_cache_is_zero_and_init_leaves_it_so():
   cache = lm.init_cache(_model(), 3)
   assert all(not np.any(x) for x in jax.tree.leaves(cache))
-  assert cache["decoder"]["block_1"]["attention"]["keys"].shape == (3, 8, 2, 4)
+  assert cache["decoder"]["block_1"]["attention"]["keys"].shape == (3, 2, 8, 4)
 
 
 def test_scan_with_remat_gives_the_same_logits():
