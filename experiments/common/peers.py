@@ -72,14 +72,20 @@ class Stepper:
     return line
 
   def __call__(self) -> None:
-    """One step; returns when it is done."""
-    self._process.stdin.write("step\n")
-    self._process.stdin.flush()
+    """One step; returns when it is done.
+
+    Raises:
+      RuntimeError: the process has ended.
+    """
+    with contextlib.suppress(BrokenPipeError):  # then there is no line
+      self._process.stdin.write("step\n")
+      self._process.stdin.flush()
     self._line()
 
   def close(self) -> None:
     """Ends the process."""
-    self._process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.close()
     try:
       self._process.wait(timeout=30)
     except subprocess.TimeoutExpired:
