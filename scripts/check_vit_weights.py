@@ -20,23 +20,18 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from experiments.common import peers
 from locojax.nn import vit, vit_positions, vit_weights
 from locojax.report import results
 
-PINS = (
-  "torch==2.14.1",
-  "torchvision==0.29.1",
-  "timm==1.0.31",
-  "transformers==5.24.0",
-  "safetensors==0.8.0",
-  "numpy==2.4.6",
+PINS = peers.pins(
+  *("torch", "torchvision", "timm", "transformers", "safetensors", "numpy")
 )
 TOLERANCE = 1e-5
 _PEER = pathlib.Path(__file__).with_name("vit_weights_peer.py")
@@ -46,15 +41,6 @@ _NOTES = (
   "other_resize: with the nearer of the two other ways. saved: timm's reader "
   "on what save_vit_npz wrote, tanh GELU in both."
 )
-
-
-def _environment(folder: pathlib.Path) -> str:
-  """A Python with the peers."""
-  venv.create(folder, with_pip=True)
-  python = str(folder / "bin" / "python")
-  pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir"]
-  subprocess.run([*pip, "--disable-pip-version-check", *PINS], check=True)
-  return python
 
 
 def _ask(python: str, what: str, folder: pathlib.Path) -> None:
@@ -147,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   start = time.perf_counter()
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    python = args.peer or _environment(folder / "venv")
+    python = args.peer or peers.environment(folder / "venv", PINS)
     found, versions = rows(python, folder)
   far = [
     f"{row['case']}: {row[which]:.3g}"

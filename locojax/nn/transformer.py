@@ -16,7 +16,10 @@ from flax import linen as nn
 from locojax.core import arrays, checks, types
 from locojax.nn import attention
 
-REMATS = ("none", "attention", "block")
+REMATS = ("none", "attention", "dots", "block")
+
+# What is kept of a block where blocks are computed again.
+_POLICIES = {"dots": jax.checkpoint_policies.dots_saveable, "block": None}
 
 
 class FeedForward(nn.Module):
@@ -207,7 +210,8 @@ class Stack(nn.Module):
       cross_attention, use_bias, norm_eps, dtype: of the blocks.
     scan: one block run `num_layers` times by `nn.scan`.
     remat: what the backward pass computes again instead of keeping it: 'none',
-      'attention' (the weights alone), 'block' (all of a block).
+      'attention' (the weights alone), 'dots' (all of a block but its matrix
+      products: cheap, and much less is kept), 'block' (all of a block).
   """
 
   num_layers: int
@@ -315,8 +319,9 @@ class Stack(nn.Module):
         context_valid=context_valid,
       )
 
-    if self.remat == "block":
-      run = nn.remat(run, prevent_cse=not self.scan)
+    if self.remat in _POLICIES:
+      policy = _POLICIES[self.remat]
+      run = nn.remat(run, prevent_cse=not self.scan, policy=policy)
     if self.scan:
       x, valid = prepend(x, valid, tokens.get(0))
       x, _ = nn.scan(

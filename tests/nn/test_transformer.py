@@ -99,7 +99,16 @@ def test_remat_is_in_the_program(x, params):
     loss = lambda p: jnp.sum(model.apply({"params": p}, x))
     return flops.count_flops(jax.grad(loss), params)
 
-  assert count("none") < count("attention") < count("block")
+  assert count("none") == count("dots") < count("attention") < count("block")
+
+
+def test_remat_keeps_less_for_the_backward_pass(x, params):
+  def kept(remat):
+    run = lambda x: _stack(remat=remat).apply({"params": params}, x)
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.vjp(run, x)[1]))
+
+  found = [kept(remat) for remat in ("block", "dots", "none")]
+  assert found[0] < found[1] < found[2]
 
 
 def test_scan_draws_other_parameters_for_each_layer(x):

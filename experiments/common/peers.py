@@ -1,0 +1,104 @@
+"""Programs of others: environments of their own, and steps taken in turns.
+
+Nothing of a peer is a dependency: its packages go to an environment that is
+removed afterwards, and its script runs there as a process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import subprocess
+import venv
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from locojax.core import checks
+
+# They go together.
+VERSIONS = {
+  "torch": "2.14.1",
+  "torchvision": "0.29.1",
+  "timm": "1.0.31",
+  "transformers": "5.24.0",
+  "safetensors": "0.8.0",
+  "numpy": "2.4.6",
+}
+
+
+def pins(*names: str) -> tuple[str, ...]:
+  """`name==version` of packages in `VERSIONS`."""
+  return tuple(f"{n}=={checks.lookup('name', n, VERSIONS)}" for n in names)
+
+
+def environment(folder: pathlib.Path, packages: Sequence[str]) -> str:
+  """Makes a virtual environment with packages; the path of its Python."""
+  venv.create(folder, with_pip=True)
+  python = str(folder / "bin" / "python")
+  pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir"]
+  subprocess.run([*pip, "--disable-pip-version-check", *packages], check=True)
+  return python
+
+
+class Stepper:
+  """A script of a peer that takes a step whenever it is asked.
+
+  It writes a line of JSON when it is ready, then reads lines: `step` takes a
+  step, which it answers with a line, and the end of its input ends it.
+
+  Attributes:
+    told: what it wrote when it was ready.
+  """
+
+  def __init__(self, command: Sequence[str]):
+    self._process = subprocess.Popen(
+      list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+      self.told: dict[str, Any] = json.loads(self._line())
+    except BaseException:
+      self.close()
+      raise
+
+  def _line(self) -> str:
+    line = self._process.stdout.readline()
+    if not line:
+      code = self._process.wait()
+      raise RuntimeError(
+        f"{' '.join(map(str, self._process.args))} ended with exit code {code} "
+        "before it answered."
+      )
+    return line
+
+  def __call__(self) -> None:
+    """One step; returns when it is done.
+
+    Raises:
+      RuntimeError: the process has ended.
+    """
+    with contextlib.suppress(BrokenPipeError):  # then there is no line
+      self._process.stdin.write("step\n")
+      self._process.stdin.flush()
+    self._line()
+
+  def close(self) -> None:
+    """Ends the process."""
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.close()
+    try:
+      self._process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      self._process.wait()
+    self._process.stdout.close()
+
+
+@contextlib.contextmanager
+def stepper(command: Sequence[str]) -> Iterator[Stepper]:
+  """A `Stepper` that is ended at the end."""
+  made = Stepper(command)
+  try:
+    yield made
+  finally:
+    made.close()
