@@ -334,6 +334,31 @@ def _begin(learner, weights, before, task: int, arrays):
   return begin
 
 
+def fit(
+  config, folder: pathlib.Path, *, made: Experiment | None = None, begin=None
+) -> types.TrainState:
+  """One task; its final state.
+
+  Args:
+    config: of the task.
+    folder: of the run.
+    made: the run; None builds it.
+    begin: as in `loop.fit`.
+
+  Raises:
+    ValueError: the folder has a run of another config.
+  """
+  return stages.fit(
+    build(config) if made is None else made,
+    config,
+    folder,
+    begin=begin,
+    log_every=config.log_every,
+    save_every=config.save_every,
+    may_differ=_NOT_IN_A_RUN,
+  )
+
+
 class Line:
   """One method with one seed: its tasks one after the other.
 
@@ -367,18 +392,10 @@ class Line:
     where = report.folder(self._study.workdir, config.method, config.seed, task)
     stage = self._data.stage(self.learner, task)
     begin = _begin(self.learner, self._base.params, before, task, stage.arrays)
-    fit = functools.partial(
-      stages.fit,
-      stage_experiment(config, self.learner, stage),
-      config,
-      where,
-      begin=begin,
-      log_every=config.log_every,
-      save_every=config.save_every,
-      may_differ=_NOT_IN_A_RUN,
-    )
+    made = stage_experiment(config, self.learner, stage)
+    train = functools.partial(fit, config, where, made=made, begin=begin)
     name = f"{config.method}, seed {config.seed}, task {task + 1}"
-    state = self._study.cell(name, where, fit)
+    state = self._study.cell(name, where, train)
     after = functools.cache(lambda: self._finished(state, task, stage))
     self._measure(where, task, after)
     return after

@@ -31,6 +31,7 @@ CASES = {
   "dp_ftrl.classification": ("experiment", "fit"),
   "dp_ftrl.next_word": ("experiment", "fit"),
   "limoe.pairs": ("experiment", "fit"),
+  "l2p.streams": ("experiment", "fit"),
 }
 
 

@@ -27,7 +27,7 @@ from experiments.l2p.configs import streams
 from locojax.core import trees
 from locojax.methods import l2p
 from locojax.nn import vit_weights
-from locojax.train import checkpoints, loop
+from locojax.train import loop
 
 # One of each kind; the others are slow.
 QUICK = ("l2p", "ewc", "er", "nearest_mean")
@@ -58,13 +58,6 @@ def _bits(state) -> dict[str, bytes]:
 
 def _is_key(x) -> bool:
   return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _last(config, folder, method: str, task: int = 2):
-  """The saved state of a finished task."""
-  where = report.folder(folder, method, 0, task)
-  with checkpoints.Checkpoints(where / "ckpt", read_only=True) as store:
-    return store.steps()[-1], where
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +144,14 @@ class _Stop(Exception):
   """Ends a study from the outside."""
 
 
-@pytest.mark.parametrize("place", ["backbone", "inside", "between"])
+@pytest.mark.parametrize(
+  "place",
+  [
+    "inside",
+    pytest.param("backbone", marks=pytest.mark.slow),
+    pytest.param("between", marks=pytest.mark.slow),
+  ],
+)
 def test_a_study_that_was_stopped_ends_in_the_same_bits(
   study, tmp_path, place, monkeypatch
 ):
