@@ -13,7 +13,12 @@ ROWS = [
   ("tiny", {"data.mean": (0.1, 0.2)}, "data.mean", "1 or 1 numbers"),
   ("tiny", {"data.std": (0.0,)}, "data.std", "above 0"),
   ("gpu", {"data.name": "cifar10"}, "data.name", "tensorflow_datasets"),
-  ("paper_cifar100", {"data.name": "cifar100"}, "data.name", "'cifar10'"),
+  (
+    "paper_cifar100",
+    {"data.name": "cifar100"},
+    "data.name",
+    "tensorflow_datasets",
+  ),
   ("tiny", {"crop_pad": -1}, "crop_pad", "0 or more"),
   ("tiny", {"model.kind": "resnett"}, "model.kind", "mean 'resnet'"),
   ("tiny", {"model.hidden": (0,)}, "model.hidden", "each 1 or more"),

@@ -17,7 +17,12 @@ ROWS = [
   ("tiny", {"model.hidden_size": -4}, "model.hidden_size", "1 or more"),
   ("tiny", {"model.dtype": "float33"}, "model.dtype", "mean 'float32'"),
   ("tiny", {"model.positions": "rotray"}, "model.positions", "mean 'rotary'"),
-  ("tiny", {"model.remat": "all"}, "model.remat", "'attention', 'block'"),
+  (
+    "tiny",
+    {"model.remat": "all"},
+    "model.remat",
+    "'attention', 'dots', 'block'",
+  ),
   ("tiny", {"model.tie_embedding": "no"}, "model.tie_embedding", "True or"),
   ("tiny", {"methods": ()}, "methods", "1 or more"),
   ("tiny", {"method": "adam"}, "method", "mean 'adamw'"),
