@@ -80,15 +80,16 @@ def test_begin_makes_the_first_state_and_no_later_one(tmp_path, whole):
 
 def test_begin_may_give_the_same_array_twice_and_keeps_its_own(tmp_path):
   def init(key):
-    state = toy.init(key)
     own = {"a": jnp.zeros(3), "b": jnp.zeros(3)}
-    return state.replace(model_state=own)
+    return toy.init(key).replace(model_state=own)
+
+  def step(state, batch):
+    return state.replace(step=state.step + 1), {"loss": jnp.float32(0)}
 
   mine = jnp.arange(3.0)
   begin = lambda s: s.replace(model_state={"a": mine, "b": mine})
-  state = _fit(
-    dataclasses.replace(toy.make(3), init=init), tmp_path, begin=begin
-  )
+  e = dataclasses.replace(toy.make(3), init=init, step=step)
+  state = _fit(e, tmp_path, begin=begin)
   assert state.model_state["b"].tolist() == mine.tolist() == [0, 1, 2]
 
 
