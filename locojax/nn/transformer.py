@@ -98,8 +98,15 @@ class Block(nn.Module):
     mask: jax.Array | None = None,
     positions: jax.Array | None = None,
     prefix: tuple[jax.Array, jax.Array] | None = None,
+    num_rows: int | None = None,
   ) -> jax.Array:
-    """`[B, T, E]` to `[B, T, E]`; arguments as for the attention."""
+    """`[B, T, E]` to `[B, T, E]`.
+
+    Args:
+      x, valid, mask, positions, prefix: as for the attention.
+      num_rows: R, computes the first R tokens alone, `[B, R, E]`, which see all
+        the others; not with `causal`, `use_rotary`, `decode` or `mask`.
+    """
     attend = attention.MultiHeadAttention(
       self.num_heads,
       causal=self.causal,
@@ -118,8 +125,13 @@ class Block(nn.Module):
       dtype=self.dtype,
       name="feed_forward",
     )
+    normed, context = self._norm("attention_norm")(x), None
+    if num_rows is not None and num_rows < x.shape[1]:
+      context, normed = normed, normed[:, :num_rows]
+      x = x[:, :num_rows]
     x = x + attend(
-      self._norm("attention_norm")(x),
+      normed,
+      context,
       valid=valid,
       mask=mask,
       positions=positions,
@@ -229,6 +241,16 @@ class Stack(nn.Module):
           "(see unstack_blocks)."
         )
 
+  def _check_rows(self, num_rows: int | None, limits: bool) -> None:
+    if num_rows is None:
+      return
+    checks.positive_int("num_rows", num_rows)
+    if limits or self.causal or self.use_rotary:
+      raise ValueError(
+        f"num_rows={num_rows} is not allowed with mask, positions, "
+        "causal=True, use_rotary=True or decode=True."
+      )
+
   @nn.compact
   def __call__(
     self,
@@ -239,6 +261,7 @@ class Stack(nn.Module):
     positions: jax.Array | None = None,
     extra_tokens: Mapping[int, jax.Array] | None = None,
     extra_key_values: Mapping[int, tuple[jax.Array, jax.Array]] | None = None,
+    num_rows: int | None = None,
   ) -> jax.Array:
     """`[B, T, E]` to `[B, T', E]`, T' larger than T by the extra tokens alone.
 
@@ -247,11 +270,14 @@ class Stack(nn.Module):
       extra_tokens: by the number of a block, `[B, N, E]` or `[1, N, E]` tokens
         that are put in front of its input and stay; the last ones come first.
       extra_key_values: by the number of a block, the `prefix` of its attention.
+      num_rows: R, gives the first R of the T' tokens, `[B, R, E]`: the last
+        block computes no others (with `scan` it does).
 
     Raises:
       ValueError: bad settings; a number that is no block's; sizes that do not
         fit; more than `extra_tokens` at block 0 with `scan`; extra tokens with
-        `mask`, `positions` or `decode`.
+        `mask`, `positions` or `decode`; `num_rows` with these, `causal` or
+        `use_rotary`.
     """
     checks.one_of("remat", self.remat, REMATS)
     checks.positive_int("num_layers", self.num_layers)
@@ -263,27 +289,39 @@ class Stack(nn.Module):
       raise ValueError(
         "extra_tokens are not allowed with mask, positions or decode=True."
       )
+    self._check_rows(num_rows, limits)
 
-    def run(block, x, valid, prefix):
+    def run(block, x, valid, prefix, rows=None):
       return block(
-        x, valid=valid, mask=mask, positions=positions, prefix=prefix
+        x,
+        valid=valid,
+        mask=mask,
+        positions=positions,
+        prefix=prefix,
+        num_rows=rows,
       )
 
     if self.remat in _POLICIES:
-      policy = _POLICIES[self.remat]
-      run = nn.remat(run, prevent_cse=not self.scan, policy=policy)
+      run = nn.remat(
+        run,
+        prevent_cse=not self.scan,
+        policy=_POLICIES[self.remat],
+        static_argnums=(4,),
+      )
     if self.scan:
       x, valid = prepend(x, valid, tokens.get(0))
       x, _ = nn.scan(
-        lambda block, x, _: (run(block, x, valid, None), None),
+        lambda block, x, _: (run(block, x, valid, None, None), None),
         variable_axes={"params": 0, "cache": 0},
         split_rngs={"params": True},
         length=self.num_layers,
       )(self._block("blocks"), x, None)
+      x = x if num_rows is None else x[:, :num_rows]
     else:
       for i in range(self.num_layers):
         x, valid = prepend(x, valid, tokens.get(i))
-        x = run(self._block(f"block_{i}"), x, valid, prefixes.get(i))
+        rows = num_rows if i == self.num_layers - 1 else None
+        x = run(self._block(f"block_{i}"), x, valid, prefixes.get(i), rows)
     return nn.LayerNorm(
       self.norm_eps, dtype=self.dtype, use_bias=self.use_bias, name="norm"
     )(x)
