@@ -106,7 +106,7 @@ def features(net: vit.ViT) -> Callable[[Any, jax.Array], jax.Array]:
   """
 
   def run(params, images):
-    tokens = net.apply({"params": params}, prepared(images))
+    tokens = net.apply({"params": params}, prepared(images), num_rows=1)
     return tokens[:, 0].astype(jnp.float32)
 
   return jax.jit(run)

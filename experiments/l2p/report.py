@@ -183,8 +183,8 @@ def draw_histograms(config, workdir, stream, path) -> pathlib.Path | None:
 def _notes(config, workdir) -> str:
   source = config.data.checkpoint or ", ".join(config.data.backbone)
   told = f"Backbone: {source}."
-  trained = runs.load(pathlib.Path(workdir) / "backbone")
-  if trained.finished:
+  place = pathlib.Path(workdir) / "backbone"
+  if place.exists() and (trained := runs.load(place)).finished:
     top = trained.result.get("evals", {}).get("test/accuracy")
     if top is not None:
       told += f" Its accuracy on its own test data: {100 * top:.1f} %."

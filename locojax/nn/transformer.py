@@ -106,12 +106,17 @@ class Block(nn.Module):
     bias: jax.Array | None = None,
     context: jax.Array | None = None,
     context_valid: jax.Array | None = None,
+    num_rows: int | None = None,
   ) -> jax.Array:
-    """`[B, T, E]` to `[B, T, E]`; arguments as for the attention.
+    """`[B, T, E]` to `[B, T, E]`.
 
-    Where `valid` is false, `x` counts as zeros, whatever it holds. `context`
-    `[B, S, C]` and `context_valid` `[B, S]` are of the cross-attention, the
-    others of the self-attention.
+    Where `valid` is false, `x` counts as zeros, whatever it holds.
+
+    Args:
+      x, valid, mask, positions, prefix, bias: as for the self-attention.
+      context, context_valid: `[B, S, C]` and `[B, S]`, of the cross-attention.
+      num_rows: R, computes the first R tokens alone, `[B, R, E]`, which see all
+        the others; not with `causal`, `use_rotary`, `decode`, `mask` or `bias`.
     """
     x = arrays.kept(x, valid)
     attend = attention.MultiHeadAttention(
@@ -132,8 +137,13 @@ class Block(nn.Module):
       dtype=self.dtype,
       name="feed_forward",
     )
+    normed, others = self._norm("attention_norm")(x), None
+    if num_rows is not None and num_rows < x.shape[1]:
+      others, normed = normed, normed[:, :num_rows]
+      x = x[:, :num_rows]
     x = x + attend(
-      self._norm("attention_norm")(x),
+      normed,
+      others,
       valid=valid,
       mask=mask,
       positions=positions,
@@ -261,6 +271,16 @@ class Stack(nn.Module):
           "(see unstack_blocks)."
         )
 
+  def _check_rows(self, num_rows: int | None, limits: bool) -> None:
+    if num_rows is None:
+      return
+    checks.positive_int("num_rows", num_rows)
+    if limits or self.causal or self.use_rotary:
+      raise ValueError(
+        f"num_rows={num_rows} is not allowed with mask, positions, "
+        "bias, causal=True, use_rotary=True or decode=True."
+      )
+
   @nn.compact
   def __call__(
     self,
@@ -274,6 +294,7 @@ class Stack(nn.Module):
     context_valid: jax.Array | None = None,
     extra_tokens: Mapping[int, jax.Array] | None = None,
     extra_key_values: Mapping[int, tuple[jax.Array, jax.Array]] | None = None,
+    num_rows: int | None = None,
   ) -> jax.Array:
     """`[B, T, E]` to `[B, T', E]`, T' larger than T by the extra tokens alone.
 
@@ -283,14 +304,16 @@ class Stack(nn.Module):
       extra_tokens: by the number of a block, `[B, N, E]` or `[1, N, E]` tokens
         that are put in front of its input and stay; the last ones come first.
       extra_key_values: by the number of a block, the `prefix` of its attention.
+      num_rows: R, gives the first R of the T' tokens, `[B, R, E]`: the last
+        block computes no others (with `scan` it does).
 
     Where `valid` is false, `x` counts as zeros, whatever it holds.
 
     Raises:
       ValueError: bad settings; a number that is no block's; sizes that do not
         fit; more than `extra_tokens` at block 0 with `scan`; extra tokens with
-        `mask`, `positions`, `bias` or `decode`; a context where blocks have no
-        cross-attention.
+        `mask`, `positions`, `bias` or `decode`; `num_rows` with these, `causal`
+        or `use_rotary`; a context where blocks have no cross-attention.
     """
     x = arrays.kept(x, valid)
     checks.one_of("remat", self.remat, REMATS)
@@ -299,15 +322,17 @@ class Stack(nn.Module):
     tokens, prefixes = dict(extra_tokens or {}), dict(extra_key_values or {})
     self._check_hooks(tokens, prefixes)
     given = (mask, positions, bias)
-    if tokens and (self.decode or any(x is not None for x in given)):
+    limits = self.decode or any(x is not None for x in given)
+    if tokens and limits:
       raise ValueError(
         "extra_tokens are not allowed with mask, positions, bias or "
         "decode=True."
       )
+    self._check_rows(num_rows, limits)
     if context is not None:
       checks.one_of("cross_attention", self.cross_attention, [True])
 
-    def run(block, x, valid, prefix):
+    def run(block, x, valid, prefix, rows=None):
       return block(
         x,
         valid=valid,
@@ -317,23 +342,30 @@ class Stack(nn.Module):
         bias=bias,
         context=context,
         context_valid=context_valid,
+        num_rows=rows,
       )
 
     if self.remat in _POLICIES:
-      policy = _POLICIES[self.remat]
-      run = nn.remat(run, prevent_cse=not self.scan, policy=policy)
+      run = nn.remat(
+        run,
+        prevent_cse=not self.scan,
+        policy=_POLICIES[self.remat],
+        static_argnums=(4,),
+      )
     if self.scan:
       x, valid = prepend(x, valid, tokens.get(0))
       x, _ = nn.scan(
-        lambda block, x, _: (run(block, x, valid, None), None),
+        lambda block, x, _: (run(block, x, valid, None, None), None),
         variable_axes={"params": 0, "cache": 0, "memory": 0},
         split_rngs={"params": True},
         length=self.num_layers,
       )(self._block("blocks"), x, None)
+      x = x if num_rows is None else x[:, :num_rows]
     else:
       for i in range(self.num_layers):
         x, valid = prepend(x, valid, tokens.get(i))
-        x = run(self._block(f"block_{i}"), x, valid, prefixes.get(i))
+        rows = num_rows if i == self.num_layers - 1 else None
+        x = run(self._block(f"block_{i}"), x, valid, prefixes.get(i), rows)
     return nn.LayerNorm(
       self.norm_eps, dtype=self.dtype, use_bias=self.use_bias, name="norm"
     )(x)

@@ -171,8 +171,9 @@ class ViT(nn.Module):
     tokens: jax.Array | None = None,
     extra_tokens: Mapping[int, jax.Array] | None = None,
     extra_key_values: Mapping[int, tuple[jax.Array, jax.Array]] | None = None,
+    num_rows: int | None = None,
   ) -> jax.Array:
-    """All tokens after the final norm.
+    """All tokens after the final norm, or the first `num_rows`.
 
     Args:
       images: `[B, H, W, channels]`, sides multiples of P.
@@ -184,9 +185,11 @@ class ViT(nn.Module):
       extra_key_values: by the number of a block, keys and values `[B, N, H, D]`
         or `[1, N, H, D]` put in front of those of its attention, H heads of
         size D = E / H; the sequence does not grow.
+      num_rows: gives the first tokens alone, as many; the last block computes
+        no others.
 
     Returns:
-      `[B, T', E]`: 1 + L tokens and the extra ones.
+      `[B, T', E]`: 1 + L tokens and the extra ones; or `[B, num_rows, E]`.
 
     Raises:
       ValueError: not exactly one of `images` and `tokens`, or what does not fit
@@ -200,7 +203,10 @@ class ViT(nn.Module):
         f"tokens have shape {x.shape}: it must be [B, T, {self.width}]."
       )
     return self.encoder(
-      x, extra_tokens=extra_tokens, extra_key_values=extra_key_values
+      x,
+      extra_tokens=extra_tokens,
+      extra_key_values=extra_key_values,
+      num_rows=num_rows,
     )
 
 

@@ -82,14 +82,15 @@ def test_the_official_way_is_the_clip_over_all():
 
 
 @pytest.mark.slow
-def test_the_floor_has_the_operations_of_the_step():
+def test_the_step_has_no_more_operations_than_its_floor():
+  """It leaves out what the last block would compute for nobody."""
   config = _config(cache_queries=False)
-  made = bench.step_program(config)
-  floor = bench.floor_programs(config, *made[1])
+  step, given = bench.step_program(config)
+  floor = bench.floor_programs(config, *given)
   total = sum(program.flops for program in floor.values())
-  assert total < made[0].flops < 1.05 * total
+  assert 0.5 * total < step.flops < total
   cached = bench.step_program(_config(cache_queries=True))[0]
-  assert cached.flops < made[0].flops - 0.8 * floor["query"].flops
+  assert 0.4 * floor["query"].flops < step.flops - cached.flops
 
 
 @pytest.mark.slow

@@ -111,6 +111,50 @@ def test_remat_keeps_less_for_the_backward_pass(x, params):
   assert found[0] < found[1] < found[2]
 
 
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_some_rows_are_rows_of_all(x, params, remat):
+  valid = jnp.array([[True, True, False, True, False]] * 2)
+
+  def loss(x, rows, cut):
+    model = _stack(remat=remat)
+    out = model.apply({"params": params}, x, valid=valid, num_rows=rows)
+    return jnp.sum(jnp.sin(out[:, :cut])), out
+
+  both = jax.jit(
+    lambda x: [
+      jax.grad(loss, has_aux=True)(x, rows, 2) for rows in (2, None, 9)
+    ]
+  )
+  (some, out), (every, full), (_, large) = both(x)
+  assert out.shape == (2, 2, 8) and large.shape == full.shape
+  close(out, full[:, :2], rtol=1e-5, atol=1e-5)
+  close(some, every, rtol=1e-4, atol=1e-5)
+
+
+def test_some_rows_cost_less(x, params):
+  run = lambda rows: flops.count_flops(
+    lambda x: _stack().apply({"params": params}, x, num_rows=rows), x
+  )
+  # Queries, their weights, what they see, `out` and the feed-forward layer.
+  each = 2 * 2 * (2 * 8 * 8 + 2 * 5 * 8 + 2 * 8 * 16)
+  assert run(None) - run(2) == 3 * each
+
+
+def test_some_rows_of_a_scan_are_cut_off(x, params):
+  stacked = transformer.stack_blocks(params)
+  got = _stack(scan=True).apply({"params": stacked}, x, num_rows=2)
+  want = _stack().apply({"params": params}, x, num_rows=2)
+  close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["causal", "use_rotary", "decode"])
+def test_some_rows_are_refused_where_places_count(x, params, name):
+  with pytest.raises(ValueError, match="num_rows=2 is not allowed"):
+    _stack(**{name: True}).apply({"params": params}, x, num_rows=2)
+  with pytest.raises(ValueError, match="num_rows=0"):
+    _stack().apply({"params": params}, x, num_rows=0)
+
+
 def test_scan_draws_other_parameters_for_each_layer(x):
   init = jax.jit(_stack(scan=True).init)
   params = init(jax.random.key(0), x)["params"]

@@ -185,6 +185,18 @@ def test_nothing_extra_is_the_plain_model(images, run):
   close(run(images, extra_tokens={}), run(images), rtol=1e-6, atol=1e-6)
 
 
+def test_some_rows_of_a_model_with_hooks(images, params, run):
+  extra = {1: _normal(2, 8, 3, 8)}, {1: (_normal(3, 1, 2, 2, 4),) * 2}
+  hooks = dict(zip(("extra_tokens", "extra_key_values"), extra))
+  for rows in (1, 4):
+    got = jax.jit(
+      lambda rows=rows: _model().apply(
+        {"params": params}, images, **hooks, num_rows=rows
+      )
+    )()
+    close(got, run(images, **hooks)[:, :rows], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("remat", transformer.REMATS)
 def test_hooks_under_remat_have_the_same_gradients(images, params, remat):
   def loss(model, extra):

@@ -94,7 +94,8 @@ class Head(nn.Module):
     """Logits and what the head saw.
 
     Args:
-      x: `[B, n + 1 + L, E]`: prompts, [cls], patches.
+      x: `[B, n + 1 + L, E]`: prompts, [cls], patches; all, or as many as the
+        head looks at.
       num_prompts: n.
 
     Returns:
@@ -274,12 +275,14 @@ class PromptedViT(nn.Module):
     return module(query, components=components)
 
   def _forward(self, tokens, given, num: int):
-    """The prompted model and the head."""
+    """The prompted model and the head, of the tokens that it looks at."""
     extra, prefixes = arrange(given)
+    rows = {"gap": None, "prompt": num}.get(self.head, num + 1)
     x = self.backbone(
       tokens=tokens,
       extra_tokens=extra or None,
       extra_key_values=prefixes or None,
+      num_rows=rows,
     )
     return Head(
       self.num_classes,
@@ -384,11 +387,11 @@ class PromptedViT(nn.Module):
       patches = tokens[:, 1:] if self.backbone.use_cls else tokens
       return pooled_embedding(patches, self.embedding_key)
     if self.query == "full":
-      return self.backbone(tokens=tokens)[:, 0]
+      return self.backbone(tokens=tokens, num_rows=1)[:, 0]
     if self.is_initializing():
       self.backbone(tokens=tokens)
     short = self.backbone.clone(num_layers=self.query_layers, parent=None)
-    return short.apply(self.backbone.variables, tokens=tokens)[:, 0]
+    return short.apply(self.backbone.variables, tokens=tokens, num_rows=1)[:, 0]
 
 
 def pooled_embedding(patches: jax.Array, how: str) -> jax.Array:

@@ -121,7 +121,7 @@ class Run:
 
   def __init__(self, model: Model, make_loss, *, model_state=None):
     self.model, self.num_traces = model, 0
-    tx = optax.adam(1e-2)
+    tx = optax.adam(3e-3)
     params, state = jax.jit(model.init)(KEY)
     state = state if model_state is None else model_state(params, state)
     loss_fn = make_loss(model)

@@ -96,7 +96,7 @@ def test_a_teacher_adds_classes_and_keeps_no_teacher_inside():
   state = continual.remember(_with_teacher(), PARAMS, [2])
   assert state["teacher"].classes.tolist() == [True, True, True, False]
   assert set(state["teacher"].model_state) == {"stats"}
-  with pytest.raises(ValueError, match="classes holds numbers from 9 to 9"):
+  with pytest.raises(ValueError, match=r"classes has ids \[9\].*in \[0, 3\]"):
     continual.remember(state, PARAMS, [9])
   with pytest.raises(ValueError, match="'teacher' is missing.*with_teacher"):
     continual.lwf(_apply)(PARAMS, {}, BATCH, KEY)
@@ -193,7 +193,7 @@ def test_the_fit_heeds_the_mask_and_survives_separable_sets():
   assert np.argmax(corrected[:2], axis=1).tolist() == [0, 1]
   with pytest.raises(ValueError, match="num_steps=0"):
     continual.bic_fit(z, [0, 1, 1], [1], num_steps=0)
-  with pytest.raises(ValueError, match=r"labels holds \[2\]"):
+  with pytest.raises(ValueError, match=r"labels holds 2\b.*in \[0, 1\]"):
     continual.bic_fit(z, [0, 1, 2], [1])
 
 
