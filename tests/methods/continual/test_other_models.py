@@ -63,7 +63,7 @@ class Model:
 
 
 def _mlp() -> Model:
-  body = mlp.MLP(features=(32, DIM))
+  body = mlp.MLP(features=(64, DIM), activation=jax.nn.gelu)
   head = mlp.MLP(features=(C,))
 
   def init(key):
@@ -79,7 +79,7 @@ def _mlp() -> Model:
 
   def logits(params, state, batch, key):
     z, state = embed(params, state, batch, key)
-    return head.apply({"params": params["head"]}, jax.nn.relu(z)), state
+    return head.apply({"params": params["head"]}, jax.nn.gelu(z)), state
 
   return Model(init, logits, logits, embed, embed)
 
@@ -121,7 +121,7 @@ class Run:
 
   def __init__(self, model: Model, make_loss, *, model_state=None):
     self.model, self.num_traces = model, 0
-    tx = optax.adam(3e-3)
+    tx = optax.adam(5e-3)
     params, state = jax.jit(model.init)(KEY)
     state = state if model_state is None else model_state(params, state)
     loss_fn = make_loss(model)
