@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.util
 import os
@@ -70,6 +71,10 @@ import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+# A process may have 65530 regions of memory on Linux, of which a compiled
+# program takes about six: past that, compilers crash.
+_MOST_REGIONS = 20_000
+
 DATA_VARIABLE = "LOCOJAX_DATA_DIR"
 # By marker, what is said of tests that cannot run here.
 _HELP = {
@@ -100,6 +105,21 @@ def pytest_collection_modifyitems(config, items):
       _left_out[marker].update(i.nodeid for i in marked)
       config.hook.pytest_deselected(items=marked)
       items[:] = [i for i in items if i not in set(marked)]
+
+
+def _num_regions() -> int:
+  """Regions of memory that this process has; 0 where that is not told."""
+  maps = pathlib.Path("/proc/self/maps")
+  return maps.read_bytes().count(b"\n") if maps.exists() else 0
+
+
+def pytest_runtest_teardown(item, nextitem):
+  """Between two files, lets go of compiled programs when there are many."""
+  if nextitem is not None and nextitem.path == item.path:
+    return
+  if _num_regions() > _MOST_REGIONS:
+    jax.clear_caches()
+    gc.collect()
 
 
 def pytest_sessionfinish(session):
