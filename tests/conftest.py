@@ -72,8 +72,8 @@ import jax  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 8)
 
 # A process may have 65530 regions of memory on Linux, of which a compiled
-# program takes about six: past that, compilers crash. And jax keeps 4096 programs:
-# one that it has forgotten was not compiled once.
+# program takes about six: past that, compilers crash. And jax remembers 4096
+# programs: one that it has forgotten does not count as compiled once.
 _MOST_REGIONS = 10_000
 
 DATA_VARIABLE = "LOCOJAX_DATA_DIR"
