@@ -118,8 +118,12 @@ def _begun(
   new = begin(state)
   _check_form(state, new, "begin")
   # Steps give their state away: nothing here may be somebody else's, or twice.
-  place = lambda x, y: jax.device_put(y, x.sharding, may_alias=False)
-  return jax.tree.map(place, state, new)
+  # `device_put` with `may_alias=False` shares the memory of one device's part.
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  copy = jax.jit(
+    lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings
+  )
+  return copy(jax.tree.map(jax.device_put, new, shardings))
 
 
 def _check_output(state: Any, new: Any, values: Any) -> None:
