@@ -65,6 +65,7 @@ from locojax.methods.l2p.usage import (
   task_histograms,
   usage_entropy,
 )
+from locojax.nn.vit_weights import load_vit, save_vit_npz
 
 __all__ = [
   "CodaConfig",
@@ -84,6 +85,7 @@ __all__ = [
   "init_pool_state",
   "key_surrogate_loss",
   "kmeans_keys",
+  "load_vit",
   "make_loss_fn",
   "make_losses_fn",
   "mask_logits",
@@ -99,6 +101,7 @@ __all__ = [
   "preset",
   "prompt_histogram",
   "reduced_similarity",
+  "save_vit_npz",
   "select_prompts",
   "share_prompts",
   "start_components",
