@@ -70,8 +70,8 @@ def wait(call: concurrent.futures.Future, name: str, seconds: float) -> Any:
   try:
     return call.result(seconds)
   except TimeoutError:
-    if not call.cancel():
-      return call.result(0)  # It came at the last moment, or failed itself.
+    if not call.cancel() and call.done():
+      return call.result()  # It came at the last moment, or failed itself.
     what = getattr(call, "method", "") or "its diagnostics"
     raise EngineTimeout(
       f"{name} did not answer in {seconds:g} s ({what})."

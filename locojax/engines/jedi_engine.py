@@ -1,7 +1,7 @@
 """Python in this process, by jedi: completions, no types.
 
-Slower than ty and without a type check, but it needs no program. It never runs
-the code that it looks at, and loads no compiled module of it.
+Slower than ty and without a type check, but it needs no program. It reads
+source, and loads no compiled module of the project.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ class JediEngine(LocalEngine):
     super().__init__(root, name="jedi", language="python", timeout=timeout)
     import jedi
 
-    # Nothing is imported to look inside it: the source is read.
     self._project = jedi.Project(self.root, load_unsafe_extensions=False)
 
   def _script(self, document: Document) -> Any:

@@ -169,7 +169,8 @@ _CLANGD = {
   "typecheck_nonviable_condition "
   "typecheck_subscript_value typecheck_indirection_requires_pointer "
   "typecheck_member_reference_arrow typecheck_member_reference_struct_union "
-  "typecheck_bool_condition bad_cxx_cast_generic lvalue_reference_bind_to_temporary "
+  "typecheck_bool_condition bad_cxx_cast_generic "
+  "lvalue_reference_bind_to_temporary "
   "lvalue_reference_bind_to_unrelated reference_bind_drops_quals",
   ARITY: "typecheck_call_too_few_args typecheck_call_too_many_args "
   "typecheck_call_too_few_args_one typecheck_call_too_many_args_one "

@@ -131,7 +131,7 @@ class LocalEngine:
     return CompletionList((), document.version)
 
   def _diagnose(self, document: Document) -> Report:
-    return Report((), document.version, unchecked=frozenset())
+    return Report((), document.version)
 
   def _signature(
     self, document: Document, position: Position

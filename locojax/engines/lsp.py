@@ -62,6 +62,7 @@ CAPABILITIES = {
       "tagSupport": {"valueSet": [1, 2]},
     },
     "diagnostic": {"dynamicRegistration": True},
+    "inactiveRegionsCapabilities": {"inactiveRegions": True},  # clangd
   },
 }
 
@@ -108,6 +109,7 @@ class LspEngine:
     self._calls: dict[int, Call] = {}
     self._waiting: list[Call] = []
     self._nudged: list[Document] = []
+    self._held: dict[str, tuple[Document, Report]] = {}
     self._last_id = 0
     self._connection: rpc.Connection | None = None
     self._starting: Call | None = None
@@ -249,6 +251,7 @@ class LspEngine:
   def open(self, uri: str, text: str) -> int:
     documents.check_inside(uri, self.root)
     with self._lock:
+      self._check_alive()
       if uri in self._documents:
         checks.refuse("uri", uri, "a document that is not open yet")
       document = Document(uri, documents.check_text(text))
@@ -322,9 +325,12 @@ class LspEngine:
     with self._lock:
       return self._document(uri).text
 
-  def _document(self, uri: str) -> Document:
+  def _check_alive(self) -> None:
     if self._died:
       raise EngineDied(self._died)
+
+  def _document(self, uri: str) -> Document:
+    self._check_alive()
     return checks.lookup("uri", uri, self._documents)
 
   def _drop_waiting(self, uri: str) -> None:
@@ -346,8 +352,7 @@ class LspEngine:
 
   def _ask(self, call: Call) -> Call:
     with self._lock:
-      if self._died:
-        raise EngineDied(self._died)
+      self._check_alive()
       call.on_cancel = self._on_cancel
       call.id = self._new_id()
       self._calls[call.id] = call
@@ -402,6 +407,8 @@ class LspEngine:
     method, params = message["method"], message.get("params") or {}
     if method == "textDocument/publishDiagnostics":
       self._take_pushed(params)
+    elif method == "textDocument/inactiveRegions":
+      self._take_regions(params)
     elif method == "workspace/configuration":
       # Objects, never null: gopls takes null for an error.
       table = self.settings.configuration
@@ -545,6 +552,26 @@ class LspEngine:
       if version is None or version // 2 != document.version:
         return
       report = self._report(document, params["diagnostics"])
+      if self.settings.regions:
+        self._held[document.uri] = document, report
+        return
+    self._deliver(document, report)
+
+  def _take_regions(self, params: dict[str, Any]) -> None:
+    """Adds the regions that follow a push to it (clangd)."""
+    with self._lock:
+      held = self._held.pop(params["textDocument"]["uri"], None)
+    if held is not None:
+      document, report = held
+      skipped = map(document.lines.range_from_wire, params["regions"])
+      report = dataclasses.replace(report, skipped=tuple(skipped))
+      self._deliver(document, report)
+
+  def _deliver(self, document: Document, report: Report) -> None:
+    """Gives a report to all that wait for it."""
+    with self._lock:
+      if self._documents.get(document.uri) is not document:
+        return
       self._reports[document.uri] = document, report
       ready = [c for c in self._waiting if c.document is document]
       for call in ready:

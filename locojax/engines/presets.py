@@ -123,7 +123,8 @@ GOPLS = Settings(
 
 # It stops after 19 errors unless told otherwise, which only files without a
 # compile_commands.json are; finds the headers of GCC. Waits longer before it
-# looks the longer it takes.
+# looks the longer it takes. After a change of the includes at the top, its first
+# report is made with the old ones; a later one of the same version is right.
 CLANGD = Settings(
   name="clangd",
   language="cpp",
@@ -135,6 +136,7 @@ CLANGD = Settings(
   pull=False,
   kinds=kinds.clangd,
   newlines_only=True,
+  regions=True,
   skips_same=True,
   stops="fatal_too_many_errors",
   timeout=30.0,
@@ -171,7 +173,6 @@ JAVAC = Settings(
   ),
   arguments=("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", str(_HELPER)),
   kinds=kinds.javac,
-  newlines_only=False,
   hides=SEMANTIC,
   timeout=30.0,
 )

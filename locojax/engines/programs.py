@@ -29,8 +29,8 @@ class Program:
   """A program that an engine needs.
 
   Attributes:
-    names: what it is called, the best first; a path inside `FOLDER` if it has
-      a slash.
+    names: what it is called, the best first; with a star, a pattern of a file
+      in the folder of engines.
     package: what to install, in words for a person.
     group: the argument of `scripts/install_engines` that brings it.
     tested: the version that the tests pin.
@@ -47,15 +47,21 @@ class Program:
   debian: str = ""
 
 
-def folders() -> list[pathlib.Path]:
-  """Where programs are looked for before PATH, the first first."""
-  named = os.environ.get(FOLDER_VARIABLE)
-  home = pathlib.Path(named) if named else pathlib.Path(FOLDER)
-  return [
-    home / "node_modules" / ".bin",
-    home / "bin",
+def home() -> pathlib.Path:
+  """The folder of installed engines."""
+  return pathlib.Path(os.environ.get(FOLDER_VARIABLE) or FOLDER)
+
+
+def _look_for(name: str) -> str | pathlib.Path | None:
+  if "*" in name:
+    return next(iter(sorted(home().glob(name))), None)
+  places = [
+    home() / "node_modules" / ".bin",
+    home() / "bin",
     pathlib.Path(sys.executable).parent,
+    os.environ.get("PATH", ""),
   ]
+  return shutil.which(name, path=os.pathsep.join(map(str, places)))
 
 
 def find(program: Program, given: str | None = None) -> pathlib.Path:
@@ -69,15 +75,8 @@ def find(program: Program, given: str | None = None) -> pathlib.Path:
     EngineAbsent: it is nowhere; says what to install.
   """
   names = [checks.text("program", given)] if given else program.names
-  places = folders()
   for name in names:
-    if "/" in name and not given:
-      pattern = places[0].parents[1]
-      found = next(iter(sorted(pattern.glob(name))), None)
-    else:
-      where = os.pathsep.join([*map(str, places), os.environ.get("PATH", "")])
-      found = shutil.which(name, path=where)
-    if found:
+    if found := _look_for(name):
       return pathlib.Path(found).absolute()
   raise EngineAbsent(
     f"{names[-1]} is not installed: install {program.package}, or run "

@@ -133,6 +133,7 @@ class Connection:
     except ValueError as error:
       _log.warning("%s: not JSON-RPC: %s", self.process.args[0], error)
     finally:
+      self.process.stdout.close()
       # A process that closed its output, or sends no messages, is of no use.
       self._bury()
       self._outgoing.put(_CLOSE)
@@ -151,8 +152,8 @@ class Connection:
       self.send({"id": message["id"], **answer})
 
   def _keep_stderr(self) -> None:
-    with contextlib.suppress(ValueError):
-      for line in self.process.stderr:
+    with self.process.stderr as stream:
+      for line in stream:
         self._stderr.append(line.decode(errors="replace").rstrip())
 
   def _signal(self, number: int) -> None:

@@ -43,6 +43,7 @@ class Settings:
     stops: code of the error after which it has given up, or ''.
     unreachable: pattern of its messages for code that is never reached, where
       it looks for no errors; '' if it looks there too.
+    regions: after a push it sends the regions that are not compiled.
     skips_same: it sends nothing for a text equal to the last it looked at.
     needs: names of files in `root`, one of which must be there, and what to
       do if none is.
@@ -67,6 +68,7 @@ class Settings:
   unchecked: frozenset[str] = frozenset()
   stops: str = ""
   unreachable: str = ""
+  regions: bool = False
   skips_same: bool = False
   needs: tuple[tuple[str, ...], str] | None = None
   timeout: float = 10.0
