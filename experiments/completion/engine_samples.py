@@ -20,7 +20,8 @@ class Sample:
     errors: name -> kind, piece of the text, what replaces it.
     hidden: the same, in code that engines do not look at.
     files: other files that the engine needs, by name.
-    member: piece of the text after whose end `val` may stand.
+    member: a piece of the text, how much of it is typed, and a name that may
+      stand there then.
   """
 
   file: str
@@ -30,7 +31,7 @@ class Sample:
     default_factory=dict
   )
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  member: str = "a."
+  member: tuple[str, str, str] = ("a.val", "a.", "val")
 
 
 def _calls(call: str, good: str, bad: str) -> dict[str, tuple[str, str, str]]:
@@ -215,7 +216,7 @@ service S {
     "argument_type": ("type", "default = 3", 'default = "z"'),
     "syntax": ("syntax", "val = 1", "val 1"),
   },
-  member="",
+  member=("optional A a", "opt", "optional"),
 )
 
 _KOTLIN = Sample(
@@ -234,7 +235,7 @@ fun main() {
     "argument_type": ("type", "f(1, 2)", 'f(1, "z")'),
     "syntax": ("syntax", "f(1, 2)", "f(1, 2"),
   },
-  member="",
+  member=("println", "ma", "main"),
 )
 
 _DART = Sample(
@@ -253,7 +254,7 @@ void main() {
     "argument_type": ("type", "f(1, 2)", 'f(1, "z")'),
     "syntax": ("syntax", "f(1, 2)", "f(1, 2"),
   },
-  member="",
+  member=("print", "ma", "main"),
 )
 
 SAMPLES = {

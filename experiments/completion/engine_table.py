@@ -8,8 +8,9 @@ Every installed engine is given a correct program of its language
 (`engine_samples.py`), which must have no error, then each error in it and the
 correct one again. `caught`: an error that was not there before is in a line
 that was changed; `kind_right`: and is of the right kind; `told`: where nothing
-was caught, the report says that the engine did not look there. Milliseconds are
-medians of the time from the edit to the report, `--rounds` times.
+was caught, the report says that the engine did not look there. Milliseconds:
+of the time from the edit to the report, over `--rounds`: the median (`ms`) and
+the least, which other work on the machine touches less.
 """
 
 from __future__ import annotations
@@ -134,7 +135,8 @@ def _case(
     again = engine.diagnostics(uri, timeout=120)
     if again.errors:
       raise ValueError(f"{engine.name} keeps errors: {again.errors}")
-  return judge(report, before, lines, kind), {"ms": statistics.median(times)}
+  times_ms = {"ms": statistics.median(times), "least_ms": min(times)}
+  return judge(report, before, lines, kind), times_ms
 
 
 def main(argv: Sequence[str]) -> None:

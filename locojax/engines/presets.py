@@ -22,7 +22,8 @@ def _python_environment() -> dict[str, str]:
   return {"VIRTUAL_ENV": sys.prefix} if inside else {}
 
 
-# Pull diagnostics in milliseconds. Reports nothing of files outside its folder.
+# Pull diagnostics in milliseconds. Reports nothing of files outside its folder,
+# and completes nothing while the cursor is inside an identifier.
 TY = Settings(
   name="ty",
   language="python",
@@ -63,7 +64,7 @@ PYRIGHT = Settings(
   program=Program(
     ("pyright-langserver",),
     "the package pyright (npm)",
-    "python",
+    "pyright",
     "1.1.414",
     told_by="npm",
   ),
@@ -102,6 +103,7 @@ GOPLS = Settings(
     "the packages gopls and golang-go (Debian)",
     "go",
     "0.5.0",
+    also=("go",),
     told_by="debian",
     debian="gopls",
   ),
@@ -123,8 +125,9 @@ GOPLS = Settings(
 
 # It stops after 19 errors unless told otherwise, which only files without a
 # compile_commands.json are; finds the headers of GCC. Waits longer before it
-# looks the longer it takes. After a change of the includes at the top, its first
-# report is made with the old ones; a later one of the same version is right.
+# looks the longer it takes. After a change of the includes at the top, its
+# first report is made with the old ones; a later one of the same version is
+# right.
 CLANGD = Settings(
   name="clangd",
   language="cpp",
@@ -169,7 +172,11 @@ JAVAC = Settings(
   language_id="java",
   suffixes=(".java",),
   program=Program(
-    ("java",), "the package openjdk-17-jdk-headless (Debian)", "java", "17"
+    ("java",),
+    "the package openjdk-17-jdk-headless (Debian)",
+    "java",
+    "17",
+    also=("javac",),
   ),
   arguments=("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", str(_HELPER)),
   kinds=kinds.javac,

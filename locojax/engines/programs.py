@@ -34,6 +34,7 @@ class Program:
     package: what to install, in words for a person.
     group: the argument of `scripts/install_engines` that brings it.
     tested: the version that the tests pin.
+    also: other programs that must be there.
     told_by: who knows its version: the 'server' itself, the 'debian' package
       `debian`, or the 'npm' package that it lies in.
     debian: name of its Debian package, or ''.
@@ -43,6 +44,7 @@ class Program:
   package: str
   group: str
   tested: str
+  also: tuple[str, ...] = ()
   told_by: str = "server"
   debian: str = ""
 
@@ -75,14 +77,16 @@ def find(program: Program, given: str | None = None) -> pathlib.Path:
     EngineAbsent: it is nowhere; says what to install.
   """
   names = [checks.text("program", given)] if given else program.names
-  for name in names:
-    if found := _look_for(name):
-      return pathlib.Path(found).absolute()
+  found = next(filter(None, map(_look_for, names)), None)
+  missing = [] if found else [names[-1]]
+  missing += [name for name in program.also if not _look_for(name)]
+  if not missing:
+    return pathlib.Path(found).absolute()
   raise EngineAbsent(
-    f"{names[-1]} is not installed: install {program.package}, or run "
-    f"`./scripts/install_engines {program.group}`. It is looked for in "
-    f"{FOLDER}/ (or the folder that {FOLDER_VARIABLE} names), beside "
-    "this Python, and on PATH."
+    f"{' and '.join(missing)} is not installed: install {program.package}, or "
+    f"run `./scripts/install_engines {program.group}`. It is looked for in "
+    f"{FOLDER}/ (or the folder that {FOLDER_VARIABLE} names), beside this "
+    "Python, and on PATH."
   )
 
 

@@ -30,14 +30,15 @@ _CASES = [
 BLIND = {(name, "cached_arity") for name in ("ty", "pyrefly", "pyright")}
 
 
-def _param(name, *rest):
+def _param(name, *rest, slow=()):
   marks = [pytest.mark.engine(name)]
-  marks += [pytest.mark.slow] if name in _SLOW else []
+  marks += [pytest.mark.slow] if name in (*_SLOW, *slow) else []
   return pytest.param(name, *rest, marks=marks)
 
 
-def each(*names):
-  return pytest.mark.parametrize("name", [_param(n) for n in names])
+def each(*names, slow=()):
+  params = [_param(n, slow=slow) for n in names]
+  return pytest.mark.parametrize("name", params)
 
 
 each_engine = each(*engines.NAMES)
@@ -127,18 +128,15 @@ def test_places_are_right_after_any_line_end(running, name, end):
 @each_engine
 def test_members_and_names_are_completed(running, name):
   engine, sample, uri = running(name)
-  piece = sample.member or "opt"
-  if engine.language in ("kotlin", "dart"):
-    piece = "ma"
-  offset = sample.text.index(piece) + len(piece)
-  position = engines.Lines(sample.text).position(offset)
+  piece, typed, name_there = sample.member
+  start = sample.text.index(piece)
+  _put(engine, uri, sample.text.replace(piece, typed))
+  position = engines.Lines(engine.text(uri)).position(start + len(typed))
   found = engine.complete(uri, position, timeout=60)
   again = engine.complete(uri, position, timeout=60)
-  assert found.names == again.names and found.version >= 1
-  if sample.member:
-    assert "val" in found.names
-    for item in found:
-      assert item.name == item.name.strip() and "•" not in item.name
+  assert name_there in found.names and found.names == again.names
+  for item in found:
+    assert item.name and not set(item.name) & set(" •")
 
 
 @each("ty", "tsc", "gopls", "clangd", "javac", "jedi", "pyright")
@@ -158,7 +156,7 @@ def test_hover_says_something(running, name):
   assert "f" in engine.hover(uri, place, timeout=60)
 
 
-@each_server
+@each(*presets.SERVERS, slow=("javac",))
 def test_a_killed_engine_comes_back_with_the_text(tmp_path, name):
   sample, uri = engine_table.prepare(name, tmp_path)
   kind, piece, new = sample.errors["unknown_name"]
@@ -266,8 +264,9 @@ def test_buf_lists_have_one_order_and_not_the_own_package(running):
   offset = text.index("a.b. ") + len("a.b.")
   place = engines.Lines(text).position(offset)
   assert engine.complete(uri, place, timeout=60).names == ()
-  labels = [i.label for i in engine.complete(uri, engines.Position(6, 13))]
-  assert labels and len(labels) == len(set(labels))
+  _put(engine, uri, sample.text.replace("optional A a", "opt"))
+  lists = [engine.complete(uri, engines.Position(6, 5)) for _ in range(5)]
+  assert lists[0].names and len({found.names for found in lists}) == 1
 
 
 def test_versions_and_names_of_rules_go_together():
