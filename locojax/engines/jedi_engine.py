@@ -6,11 +6,12 @@ source, and loads no compiled module of the project.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import pathlib
 from typing import Any
 
-from locojax.engines import documents
+from locojax.engines import documents, programs
 from locojax.engines.documents import Document
 from locojax.engines.local import LocalEngine
 from locojax.engines.positions import Lines
@@ -46,7 +47,11 @@ class JediEngine(LocalEngine):
         "jedi is not installed: install the package jedi (PyPI), or run "
         "`./scripts/install_engines python`."
       )
-    super().__init__(root, name="jedi", language="python", timeout=timeout)
+    version = importlib.metadata.version("jedi")
+    super().__init__(
+      root, name="jedi", language="python", timeout=timeout, version=version
+    )
+    programs.warn_of_version("jedi", version, TESTED)
     import jedi
 
     self._project = jedi.Project(self.root, load_unsafe_extensions=False)

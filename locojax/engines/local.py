@@ -34,6 +34,7 @@ class LocalEngine:
     name: of the engine.
     language: of its documents.
     timeout: seconds for an answer.
+    version: of what it is made of; '' if it has none.
   """
 
   def __init__(
@@ -43,11 +44,12 @@ class LocalEngine:
     name: str,
     language: str,
     timeout: float = 10.0,
+    version: str = "",
   ):
     self.root = pathlib.Path(root).resolve()
     if not self.root.is_dir():
       checks.refuse("root", str(root), "a folder")
-    self.name, self.language = name, language
+    self.name, self.language, self.version = name, language, version
     self.timeout = checks.positive("timeout", timeout)
     self._documents: dict[str, Document] = {}
     self._lock = threading.Lock()

@@ -73,16 +73,19 @@ class SyntaxEngine(LocalEngine):
         f"tree-sitter and {package} (PyPI), or run `./scripts/install_engines "
         "syntax`."
       )
+    version = importlib.metadata.version(package)
     super().__init__(
-      root, name=f"tree-sitter-{language}", language=language, timeout=timeout
+      root,
+      name=f"tree-sitter-{language}",
+      language=language,
+      timeout=timeout,
+      version=version,
     )
     import tree_sitter
 
     found = importlib.import_module(module).language()
     self._parser = tree_sitter.Parser(tree_sitter.Language(found))
-    programs.warn_of_version(
-      package, importlib.metadata.version(package), tested
-    )
+    programs.warn_of_version(package, version, tested)
 
   def _tree(self, document: Document) -> Any:
     return self._parser.parse(document.text.encode()).root_node

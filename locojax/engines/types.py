@@ -251,6 +251,7 @@ class Engine(Protocol):
 
   name: str
   language: str
+  version: str
 
   def open(self, uri: str, text: str) -> int:
     """Takes in a document; its version."""
