@@ -44,7 +44,7 @@ def send(method, params, **rest):
 
 def receive():
   length = 0
-  while (line := server.stdout.readline().strip()):
+  while line := server.stdout.readline().strip():
     if line.lower().startswith(b"content-length:"):
       length = int(line.split(b":")[1])
   return json.loads(server.stdout.read(length))
@@ -59,7 +59,8 @@ def diagnostics(version):
       return [d["message"] for d in params["diagnostics"]]
 
 
-capabilities = {"textDocument": {"publishDiagnostics": {"versionSupport": True}}}
+wanted = {"publishDiagnostics": {"versionSupport": True}}
+capabilities = {"textDocument": wanted}
 send("initialize", {"capabilities": capabilities, "rootUri": None}, id=1)
 send("initialized", {})
 document = {"uri": uri, "languageId": "cpp", "version": 1, "text": TEXT}

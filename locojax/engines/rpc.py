@@ -4,9 +4,10 @@ Three threads each: one reads, one writes, one keeps the last lines of stderr.
 Nobody who sends ever waits for the process to read, so that neither side can
 stop the other; and an answer is a `Future`, for threads and asyncio alike.
 
-It is a client of our own because a completion list is on the path of each key
-stroke: pygls builds an attrs object for every entry of a list before it hands
-it on, which costs more than the engines themselves take.
+It is a client of our own, of no package: that of pygls is for asyncio alone,
+knows no restart, and in its newer releases needs an attrs that dp-accounting
+refuses, so that no environment can have both. A list of a thousand entries is
+ready no later than with pygls.
 """
 
 from __future__ import annotations

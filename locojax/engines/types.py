@@ -170,7 +170,7 @@ class Report(Sequence):
     return not any(line in place.lines() for place in self.skipped)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Item:
   """One entry of a completion list.
 

@@ -15,6 +15,7 @@ from locojax.engines.types import (
   CompletionList,
   Diagnostic,
   Item,
+  Range,
   Signature,
 )
 
@@ -80,9 +81,10 @@ def completions(found: Any, lines: Lines, version: int) -> CompletionList:
   """
   whole = found if isinstance(found, dict) else {"items": found or ()}
   ordered = sorted(whole["items"], key=_rank)
-  defaults = whole.get("itemDefaults") or {}
+  default = (whole.get("itemDefaults") or {}).get("editRange")
+  places = _Places(lines)
   return CompletionList(
-    tuple(_item(i, lines, defaults) for i in ordered),
+    tuple(_item(i, places, default) for i in ordered),
     version,
     bool(whole.get("isIncomplete")),
   )
@@ -94,13 +96,37 @@ def _rank(item: Json) -> tuple[str, str, str]:
   return rank, label, item.get("detail") or ""
 
 
-def _item(item: Json, lines: Lines, defaults: Json) -> Item:
+class _Places(dict):
+  """Ranges as ours; the thousand entries of a list share one or two."""
+
+  def __init__(self, lines: Lines):
+    super().__init__()
+    self._lines = lines
+
+  def __missing__(self, key: tuple[int, int, int, int]) -> Range:
+    start, end = (
+      {"line": line, "character": unit} for line, unit in (key[:2], key[2:])
+    )
+    self[key] = self._lines.range_from_wire({"start": start, "end": end})
+    return self[key]
+
+  def of(self, found: Json) -> Range:
+    start, end = found["start"], found["end"]
+    return self[
+      start["line"], start["character"], end["line"], end["character"]
+    ]
+
+
+def _item(item: Json, places: _Places, default: Json | None) -> Item:
   label = item["label"]
-  edit = item.get("textEdit") or {}
-  place = edit.get("range") or edit.get("replace") or edit.get("insert")
-  insert = edit.get("newText") or item.get("insertText") or label.strip()
-  if place is None and (place := defaults.get("editRange")) is not None:
-    place = place.get("replace", place)
+  edit = item.get("textEdit")
+  place = None
+  insert = item.get("insertText") or label.strip()
+  if edit:
+    place = edit.get("range") or edit.get("replace") or edit.get("insert")
+    insert = edit["newText"]
+  elif default is not None:
+    place = default.get("replace", default)
     insert = item.get("textEditText") or label.strip()
   kind = item.get("kind") or 0
   return Item(
@@ -110,7 +136,7 @@ def _item(item: Json, lines: Lines, defaults: Json) -> Item:
     label=label,
     kind=ITEM_KINDS[kind - 1] if 0 < kind <= len(ITEM_KINDS) else "",
     detail=item.get("detail") or "",
-    range=place and lines.range_from_wire(place),
+    range=places.of(place) if place else None,
     data=item,
   )
 
