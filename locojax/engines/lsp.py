@@ -159,15 +159,25 @@ class LspEngine:
     programs.warn_of_version(self.name, self.version, wanted.tested)
     connection.send({"method": "initialized", "params": {}})
     with self._lock:
-      self._connection = connection
-      self._results.clear()
-      self._nudged.clear()
-      for document in self._documents.values():
-        self._send_open(document)
-      for call in list(self._calls.values()):
-        self._ask_again(call)
-    if connection.process.poll() is not None:  # While it was not ours yet.
+      lost, ended = connection.lost, self._closing
+      if not ended:
+        self._connection = connection
+        self._tell_all()
+    if ended:
+      connection.end()
+      raise EngineDied(f"{self.name} was shut down.")
+    if lost:  # While it was not ours yet.
       self._on_end(connection)
+
+  def _tell_all(self) -> None:
+    """Tells a new server all documents, and asks it what is open."""
+    self._results.clear()
+    self._nudged.clear()
+    self._held.clear()
+    for document in self._documents.values():
+      self._send_open(document)
+    for call in list(self._calls.values()):
+      self._ask_again(call)
 
   def _introduction(self) -> dict[str, Any]:
     folder = {"uri": documents.uri(self.root), "name": self.root.name}
@@ -186,6 +196,7 @@ class LspEngine:
       words = f"{self.name} ended (exit {connection.process.returncode})."
       words += f" It said:\n{connection.said()}" if connection.said() else ""
       if connection is not self._connection:
+        connection.lost = True
         if self._starting is not None:
           self._starting.fail(EngineDied(words))
         return

@@ -75,6 +75,10 @@ class Connection:
       process, on the reading thread; what it returns answers a request.
     on_answer: called with each answer, on the reading thread.
     on_end: called once when the process has closed its output.
+
+  Attributes:
+    process: the process.
+    lost: for its owner, to remember that it has ended.
   """
 
   def __init__(
@@ -91,6 +95,7 @@ class Connection:
     self._on_end = on_end
     self._outgoing: queue.SimpleQueue = queue.SimpleQueue()
     self._stderr = collections.deque(maxlen=_KEPT_LINES)
+    self.lost = False
     self._reaping, self._reaped = threading.Lock(), False
     # A group of its own: a Ctrl-C is not for engines, and what they start
     # themselves ends with them.

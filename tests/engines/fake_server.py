@@ -13,6 +13,8 @@ It is told by `initializationOptions`:
   child       starts a process and writes its number to `child`
   fail        ends at once, with this on stderr
   garbage     writes this after `initialized`
+
+Where its folder has a file `slow`, it takes a second to start.
 """
 
 import collections
@@ -108,6 +110,8 @@ def answer(method, params):
   uri = (params or {}).get("textDocument", {}).get("uri")
   if method == "initialize":
     options.update(params["initializationOptions"])
+    if pathlib.Path("slow").exists():
+      time.sleep(1)
     if options.get("fail"):
       sys.exit(options["fail"])
     if options.get("stubborn"):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from locojax import engines
-from locojax.engines import calls, positions
+from locojax.engines import calls, positions, rpc
 from tests.engines import fakes
 
 START = engines.Position(0, 0)
@@ -296,6 +296,27 @@ def test_shutdown_leaves_no_process(tmp_path):
   _wait_until(lambda: not _alive(child))
   with pytest.raises(engines.EngineDied, match="shut down"):
     engine.open(_uri(tmp_path), "")
+
+
+def test_edits_and_shutdown_while_it_starts_again(tmp_path):
+  (tmp_path / "slow").touch()
+  uri = _uri(tmp_path)
+  with fakes.make(tmp_path) as engine:
+    engine.open(uri, "a")
+    engine._connection.kill()
+    _wait_until(lambda: engine._starting is not None)
+    assert engine.change(uri, [engines.Edit(0, 0, "b")]) == 2  # At once.
+    later = engine.diagnostics_later(uri)
+    assert engine._starting is not None and not later.done()
+    assert later.result(20).version == 2
+    assert fakes.texts(engine) == {uri: "ba"}
+  with fakes.make(tmp_path) as engine:
+    engine._connection.kill()
+    _wait_until(lambda: engine._starting is not None)
+    engine.shutdown()
+    _wait_until(lambda: engine._starting is None)
+    assert engine._connection is None
+  _wait_until(lambda: not list(rpc._running))
 
 
 _PARENT = """
