@@ -29,7 +29,7 @@ from experiments.common import commands
 from experiments.completion import engine_samples
 from experiments.completion.engine_samples import Sample
 from locojax import engines
-from locojax.core import checks
+from locojax.core import checks, files
 from locojax.engines import presets
 from locojax.report import results, tables
 
@@ -47,9 +47,9 @@ def prepare(name: str, root: pathlib.Path) -> tuple[Sample, str]:
   sample = engine_samples.SAMPLES[LANGUAGES[name]]
   needed = engine_samples.FILES.get(name, {})
   for file, text in {**sample.files, **needed}.items():
-    (root / file).write_text(text, encoding="utf-8")
+    files.write_text(root / file, text)
   path = root / sample.file
-  path.write_text(sample.text, encoding="utf-8")
+  files.write_text(path, sample.text)
   return sample, engines.uri(path)
 
 

@@ -40,32 +40,6 @@ _MAX_TRIES, _TRY_AGAIN_SECONDS = 20, 0.01
 _SHUTDOWN_SECONDS = 2.0
 _IDS_BY_SUFFIX = {".tsx": "typescriptreact", ".c": "c", ".h": "cpp"}
 
-CAPABILITIES = {
-  "general": {"positionEncodings": ["utf-16"]},
-  "workspace": {"configuration": True, "workspaceFolders": True},
-  "textDocument": {
-    "synchronization": {"dynamicRegistration": False},
-    "completion": {
-      "completionItem": {"snippetSupport": False},
-      "contextSupport": True,
-      "completionList": {"itemDefaults": ["editRange"]},
-    },
-    "signatureHelp": {
-      "signatureInformation": {
-        "parameterInformation": {"labelOffsetSupport": True},
-        "activeParameterSupport": True,
-      }
-    },
-    "hover": {"contentFormat": ["plaintext", "markdown"]},
-    "publishDiagnostics": {
-      "versionSupport": True,
-      "tagSupport": {"valueSet": [1, 2]},
-    },
-    "diagnostic": {"dynamicRegistration": True},
-    "inactiveRegionsCapabilities": {"inactiveRegions": True},  # clangd
-  },
-}
-
 
 def _wire_version(document: Document) -> int:
   """The version that a server is told: an even one, see `_nudge`."""
@@ -186,7 +160,7 @@ class LspEngine:
       "clientInfo": {"name": "locojax"},
       "rootUri": folder["uri"],
       "workspaceFolders": [folder],
-      "capabilities": CAPABILITIES,
+      "capabilities": wire.CAPABILITIES,
       "initializationOptions": dict(self.settings.options),
     }
 

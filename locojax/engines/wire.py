@@ -48,6 +48,32 @@ ITEM_KINDS = (
   "type_parameter",
 )
 _UNNECESSARY = 1
+# What servers are told that we can do.
+CAPABILITIES = {
+  "general": {"positionEncodings": ["utf-16"]},
+  "workspace": {"configuration": True, "workspaceFolders": True},
+  "textDocument": {
+    "synchronization": {"dynamicRegistration": False},
+    "completion": {
+      "completionItem": {"snippetSupport": False},
+      "contextSupport": True,
+      "completionList": {"itemDefaults": ["editRange"]},
+    },
+    "signatureHelp": {
+      "signatureInformation": {
+        "parameterInformation": {"labelOffsetSupport": True},
+        "activeParameterSupport": True,
+      }
+    },
+    "hover": {"contentFormat": ["plaintext", "markdown"]},
+    "publishDiagnostics": {
+      "versionSupport": True,
+      "tagSupport": {"valueSet": [1, 2]},
+    },
+    "diagnostic": {"dynamicRegistration": True},
+    "inactiveRegionsCapabilities": {"inactiveRegions": True},  # clangd
+  },
+}
 Json = Mapping[str, Any]
 
 
