@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import importlib.util
@@ -88,24 +89,38 @@ _HELP = {
     "{} tests that compile for TPUs were left out: install libtpu by "
     "`./scripts/install tpu-check` (it exists for Linux on x86-64)."
   ),
+  "engine": (
+    "{} tests of engines of code completion were left out: install these by "
+    "`./scripts/install_engines all`."
+  ),
 }
 _left_out: dict[str, set[str]] = {marker: set() for marker in _HELP}
 
 
-def _can_run(marker: str) -> bool:
-  if marker == "real_data":
+def _can_run(mark: pytest.Mark) -> bool:
+  if mark.name == "real_data":
     return bool(os.environ.get(DATA_VARIABLE))
+  if mark.name == "engine":
+    return _is_installed(*mark.args)
   return importlib.util.find_spec("libtpu") is not None
 
 
+@functools.cache
+def _is_installed(engine: str) -> bool:
+  from locojax import engines
+
+  return engines.is_installed(engine)
+
+
 def pytest_collection_modifyitems(config, items):
-  """Leaves out tests that lack data or libtpu, and counts them."""
+  """Leaves out tests that lack data, libtpu or an engine, and counts them."""
   for marker in _HELP:
-    marked = [i for i in items if i.get_closest_marker(marker)]
-    if marked and not _can_run(marker):
-      _left_out[marker].update(i.nodeid for i in marked)
-      config.hook.pytest_deselected(items=marked)
-      items[:] = [i for i in items if i not in set(marked)]
+    marked = [(i, i.get_closest_marker(marker)) for i in items]
+    lacking = [i for i, mark in marked if mark and not _can_run(mark)]
+    if lacking:
+      _left_out[marker].update(i.nodeid for i in lacking)
+      config.hook.pytest_deselected(items=lacking)
+      items[:] = [i for i in items if i not in set(lacking)]
 
 
 def _num_regions() -> int:

@@ -51,6 +51,9 @@ ROOMS = {
     frozenset({"grain", "tensorflow_datasets", "absl", "PIL", "sentencepiece"}),
     frozenset({"core"}),
   ),
+  "engines": Room(
+    frozenset(), frozenset({"jedi", "tree_sitter"}), frozenset({"core"})
+  ),
   "train": Room(_PLAIN, frozenset({"libtpu"}), frozenset({"core"})),
   "report": Room(
     frozenset({"numpy"}), frozenset({"matplotlib"}), frozenset({"core"})
@@ -261,6 +264,13 @@ BAD = [
   ("locojax/train/a.py", "from locojax.methods import spl", "locojax.methods"),
   ("locojax/report/a.py", "import matplotlib", "inside functions only"),
   ("locojax/report/a.py", "from locojax.train import loop", "locojax.train"),
+  ("locojax/engines/a.py", "import jedi", "inside functions only"),
+  ("locojax/engines/a.py", "import jax", "engines may not import jax"),
+  (
+    "locojax/methods/l2p/a.py",
+    "from locojax import engines",
+    "locojax.engines",
+  ),
   ("locojax/models/a.py", "import jax", "no room 'models'"),
   ("locojax/__init__.py", "from locojax.train import loop", "package itself"),
   ("locojax/core/a.py", "import experiments.common", "import experiments"),

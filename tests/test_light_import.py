@@ -63,7 +63,7 @@ def test_locojax_and_its_public_names_import():
 
 
 def test_the_library_rooms_import():
-  rooms = ("core", "nn", "decode", "methods", "data", "report")
+  rooms = ("core", "nn", "decode", "methods", "data", "report", "engines")
   names = _modules(*rooms)
   assert "locojax.core.trees" in names
   found = _run(

@@ -1,0 +1,1 @@
+"""Code completion: a model and semantic engines together."""
