@@ -213,7 +213,10 @@ _UNIT_PLAIN = re.compile(
 _TIDIED = tuple(
   (re.compile(pattern), put)
   for pattern, put in (
-    (r"\\(?:mbox|textrm|textnormal|mathrm|textbf|textit|hbox)(?=\s*\{)", r"\\text"),
+    (
+      r"\\(?:mbox|textrm|textnormal|mathrm|textbf|textit|hbox)(?=\s*\{)",
+      r"\\text",
+    ),
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
     (r"\\(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])", ""),
     (r"\\[bB]igg?[lr]?(?![a-zA-Z])", ""),
@@ -234,7 +237,7 @@ _FINISHED = tuple(
     (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
     (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
     (r"\\sqrt\s*(\d|[a-zA-Z])", r"\\sqrt{\1}"),
-    (r"(?<![\w}])\s+|\s+(?![\w\\])|(?<=[A-Za-z}])\s+(?=\d)", ""),
+    (r"(?<![\w}])\s+|\s+(?![\w\\])|(?<=\})\s+(?=\d)", ""),
     (r"(?<![a-z}])\s+(?=[\\])", ""),
     (r",+", ","),
   )
@@ -244,9 +247,10 @@ _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
 def _lone(side: str) -> bool:
   """Whether a side of an equation is a name alone, as in `y = 2x`."""
-  return re.fullmatch(
-    r"\s*\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z,]+\))?\s*", side
-  ) is not None
+  return (
+    re.fullmatch(r"\s*\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z,]+\))?\s*", side)
+    is not None
+  )
 
 
 def _repaired(text: str) -> str:

@@ -14,44 +14,39 @@ equal (see `UNITS`).
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent import futures
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 from locojax.core import checks
 from locojax.methods.minerva import exact, latex_reader, latex_tokens
 from locojax.methods.minerva.latex_reader import Answer
 from locojax.methods.minerva.latex_tokens import Unreadable
+from locojax.methods.minerva.verdicts import (
+  EQUAL,
+  TIMED_OUT,
+  UNEQUAL,
+  UNKNOWN,
+  Verdict,
+)
 
-EQUAL, UNEQUAL, UNKNOWN, TIMED_OUT = "equal", "unequal", "unknown", "timed out"
-OUTCOMES = (EQUAL, UNEQUAL, UNKNOWN, TIMED_OUT)
 # What a unit counts. "strict": 5 cm is 0.05 m, neither 5 m nor 5; 10 % is 0.1.
-# "optional": as strict, and a unit that only one side has is left out; that is
-# what grading wants, but no equivalence. "ignored": units are left out.
+# "optional": as strict, and a unit that only one side has may be left out (10 %
+# is 0.1 and 10); that is what grading wants, but no equivalence. "ignored": units are left out.
 UNITS = ("strict", "optional", "ignored")
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-  """Whether two answers are equal, and who said so.
+class Engine(Protocol):
+  """What is asked where exact values cannot tell: `symbolic.Symbolic`."""
 
-  Attributes:
-    outcome: one of `OUTCOMES`.
-    level: `text`, `exact`, or the name of the program that was asked.
-    reason: why it is not known, if so.
-  """
+  def expressions(self, a: exact.Expr, b: exact.Expr) -> Verdict:
+    """Whether two expressions are equal."""
 
-  outcome: str
-  level: str
-  reason: str = ""
-
-  @property
-  def equal(self) -> bool:
-    """Whether they are known to be equal."""
-    return self.outcome == EQUAL
+  def texts(self, a: str, b: str) -> Verdict:
+    """Whether two answers are equal."""
 
 
 @functools.lru_cache(32768)
@@ -85,89 +80,108 @@ def _any(found: Iterable[bool | None]) -> bool | None:
   return None if turned is None else not turned
 
 
-def _expressions(a: exact.Expr, b: exact.Expr) -> bool | None:
-  try:
-    return exact.equal(a, b)
-  except exact.TooLarge:
-    return None
+class _Comparison:
+  """The exact comparison of two answers, and whom it asked on the way."""
+
+  def __init__(self, units: str, engine: Engine | None):
+    self._units = units
+    self._engine = engine
+    self.asked: list[Verdict] = []
+
+  def expressions(self, a: exact.Expr, b: exact.Expr) -> bool | None:
+    """Whether two expressions are equal; None where nobody can tell."""
+    try:
+      found = exact.equal(a, b)
+    except exact.TooLarge:
+      return None
+    if found is not None or self._engine is None:
+      return found
+    told = self._engine.expressions(*sorted((a, b), key=repr))
+    self.asked.append(told)
+    return {EQUAL: True, UNEQUAL: False}.get(told.outcome)
+
+  def scalars(self, a: Answer, b: Answer) -> bool | None:
+    """Two numbers or formulas with their units."""
+    one, two = a.unit, b.unit
+    missing = (one is None) != (two is None)
+    left_out = self._units == "optional" and missing
+    if self._units == "ignored" or one == two:
+      return self.expressions(a.value, b.value)
+    if left_out and (one or two)[0]:
+      return self.expressions(a.value, b.value)
+    one, two = one or ("", Fraction(1)), two or ("", Fraction(1))
+    if one[0] != two[0]:
+      return False
+    found = self.expressions(_sized(a.value, one[1]), _sized(b.value, two[1]))
+    if found is False and left_out:  # percents, as a number or without it
+      return self.expressions(a.value, b.value)
+    return found
+
+  def collections(self, a: Sequence, b: Sequence) -> bool | None:
+    """Whether each value has an equal among the others."""
+    return _all(
+      _any(self.values(x, y) for y in others)
+      for ours, others in ((a, b), (b, a))
+      for x in ours
+    )
+
+  def in_order(self, a: Sequence, b: Sequence) -> bool | None:
+    """Whether two sequences are equal, one by one."""
+    if len(a) != len(b):
+      return False
+    return _all(self.values(x, y) for x, y in zip(a, b, strict=True))
+
+  def values(self, a: Any, b: Any) -> bool | None:
+    """Whether two values are equal; None where that is not known."""
+    if a == b:
+      return True
+    if isinstance(a, exact.Expr) and isinstance(b, exact.Expr):
+      return self.expressions(a, b)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+      return self.in_order(a, b)
+    if not (isinstance(a, Answer) and isinstance(b, Answer)):
+      return False
+    if a.kind != b.kind:
+      return False
+    if a.kind == "scalar":
+      return self.scalars(a, b)
+    if a.kind in ("collection", "union"):
+      return self.collections(a.value, b.value)
+    if a.kind == "equation":
+      return _any(self.expressions(a.value, v) for v in (b.value, -b.value))
+    return self.values(a.value, b.value)
 
 
 def _sized(value: exact.Expr, size: Fraction) -> exact.Expr:
   return value if size == 1 else value * exact.number(size)
 
 
-def _scalars(a: Answer, b: Answer, units: str) -> bool | None:
-  one, two = a.unit, b.unit
-  missing = (one is None) != (two is None)
-  if units == "ignored" or (units == "optional" and missing) or one == two:
-    return _expressions(a.value, b.value)
-  one, two = one or ("", Fraction(1)), two or ("", Fraction(1))
-  if one[0] != two[0]:
-    return False
-  return _expressions(_sized(a.value, one[1]), _sized(b.value, two[1]))
-
-
-def _collections(a: Sequence, b: Sequence, units: str) -> bool | None:
-  """Whether each has an equal in the other."""
-  return _all(
-    _any(_values(x, y, units) for y in others)
-    for ours, others in ((a, b), (b, a))
-    for x in ours
-  )
-
-
-def _in_order(a: Sequence, b: Sequence, units: str) -> bool | None:
-  if len(a) != len(b):
-    return False
-  return _all(_values(x, y, units) for x, y in zip(a, b, strict=True))
-
-
-def _values(a: Any, b: Any, units: str) -> bool | None:
-  """Whether two values are equal; None where that is not known."""
-  if a == b:
-    return True
-  if isinstance(a, exact.Expr) and isinstance(b, exact.Expr):
-    return _expressions(a, b)
-  if isinstance(a, tuple) and isinstance(b, tuple):
-    return _in_order(a, b, units)
-  if not (isinstance(a, Answer) and isinstance(b, Answer)):
-    return a == b
-  if a.kind != b.kind:
-    return False
-  if a.kind == "scalar":
-    return _scalars(a, b, units)
-  if a.kind in ("collection", "union"):
-    return _collections(a.value, b.value, units)
-  if a.kind == "equation":
-    return _any(_expressions(a.value, sign) for sign in (b.value, -b.value))
-  return _values(a.value, b.value, units)
-
-
-def _exactly(a: str, b: str, units: str) -> Verdict:
+def _exactly(a: str, b: str, units: str, engine: Engine | None) -> Verdict:
   one, two = _read(a), _read(b)
   for text in (one, two):
     if isinstance(text, str):
       return Verdict(UNKNOWN, "exact", text)
-  found = _values(one, two, units)
+  comparison = _Comparison(units, engine)
+  found = comparison.values(one, two)
+  asked = comparison.asked
   if found is None:
-    return Verdict(UNKNOWN, "exact", "the values may be equal")
-  return Verdict(EQUAL if found else UNEQUAL, "exact")
+    late = [v for v in asked if v.outcome == TIMED_OUT]
+    unknown = Verdict(UNKNOWN, "exact", "the values may be equal")
+    return (late or asked[-1:] or [unknown])[0]
+  level = asked[-1].level if asked else "exact"
+  return Verdict(EQUAL if found else UNEQUAL, level)
 
 
 def compare(
-  a: str,
-  b: str,
-  *,
-  units: str = "strict",
-  symbolic: Callable[[str, str], Verdict] | None = None,
+  a: str, b: str, *, units: str = "strict", engine: Engine | None = None
 ) -> Verdict:
   """Whether two answers are equal, by the first level that can tell.
 
   Args:
     a, b: LaTeX or plain text; the order does not matter.
     units: one of `UNITS`.
-    symbolic: asked for what the exact values leave open, with the two texts in
-      an order of its own; None leaves it open.
+    engine: asked for what the exact values leave open, always in one order of
+      the two; None leaves it open.
 
   Returns:
     The verdict. Whatever is not `equal` counts as not equal in grading; that
@@ -181,10 +195,10 @@ def compare(
   checks.one_of("units", units, UNITS)
   if a == b or _tidy(a) == _tidy(b):
     return Verdict(EQUAL, "text")
-  found = _exactly(a, b, units)
-  if found.outcome != UNKNOWN or symbolic is None:
+  found = _exactly(a, b, units, engine)
+  if found.outcome != UNKNOWN or engine is None:
     return found
-  return symbolic(*sorted((a, b)))
+  return engine.texts(*sorted((a, b)))
 
 
 def is_equivalent(a: str, b: str, **options: Any) -> bool:
@@ -225,67 +239,84 @@ def _keyed(value: Any, units: str) -> Hashable:
   return (value.kind, _keyed(value.value, units))
 
 
-class EquivalenceChecker:
-  """`compare` with a memory, for many threads.
+class Remembering:
+  """An engine that asks another one, each pair once.
 
-  Each pair that the exact values leave open is sent once, whoever asks and in
-  whichever order; those who ask meanwhile wait for the one answer. Verdicts
-  are remembered, but not that a program timed out.
+  Whoever asks the same while it is asked waits for the one answer. That a
+  program timed out is not remembered.
 
   Args:
-    symbolic: as of `compare`.
-    units: one of `UNITS`.
-    cache: how many verdicts to remember; 0 for none.
+    engine: the one to ask.
+    size: how many verdicts to remember, the latest; 1 or more.
+  """
+
+  def __init__(self, engine: Engine, *, size: int = 100_000):
+    self._engine = engine
+    self._size = checks.positive_int("size", size)
+    self._lock = threading.Lock()
+    self._known: dict[Hashable, futures.Future] = {}
+
+  def _once(self, question: Callable, a: Any, b: Any) -> Verdict:
+    key = (question.__name__, a, b)
+    with self._lock:
+      future = self._known.get(key)
+      mine = future is None
+      if mine:
+        future = self._known[key] = futures.Future()
+        if len(self._known) > self._size:
+          self._known.pop(next(iter(self._known)))
+    if mine:
+      self._settle(key, future, lambda: question(a, b))
+    return future.result()
+
+  def _settle(self, key: Hashable, future: futures.Future, ask: Callable):
+    """Asks; what has no verdict is forgotten again."""
+    kept = False
+    try:
+      found = ask()
+      kept = found.outcome != TIMED_OUT
+      future.set_result(found)
+    except BaseException as error:
+      future.set_exception(error)
+      raise
+    finally:
+      if not kept:
+        with self._lock:
+          self._known.pop(key, None)
+
+  def expressions(self, a: exact.Expr, b: exact.Expr) -> Verdict:
+    """Whether two expressions are equal."""
+    return self._once(self._engine.expressions, a, b)
+
+  def texts(self, a: str, b: str) -> Verdict:
+    """Whether two answers are equal."""
+    return self._once(self._engine.texts, a, b)
+
+
+class EquivalenceChecker:
+  """`compare` with its settings and a memory, for many threads.
+
+  Args:
+    engine: as of `compare`; asked once for each pair.
+    units: one of `UNITS`; `optional` is what grading wants.
+    cache: how many verdicts of the engine to remember, 1 or more.
   """
 
   def __init__(
     self,
-    symbolic: Callable[[str, str], Verdict] | None = None,
+    engine: Engine | None = None,
     *,
     units: str = "optional",
     cache: int = 100_000,
   ):
-    self._symbolic = symbolic
     self._units = checks.one_of("units", units, UNITS)
-    self._size = checks.nonnegative_int("cache", cache)
-    self._lock = threading.Lock()
-    self._known: dict[tuple[str, str], Verdict] = {}
-    self._asked: dict[tuple[str, str], threading.Event] = {}
-
-  def _ask(self, a: str, b: str) -> Verdict:
-    pair = (a, b)
-    while True:
-      with self._lock:
-        if pair in self._known:
-          return self._known[pair]
-        waiting = self._asked.get(pair)
-        if waiting is None:
-          self._asked[pair] = threading.Event()
-          break
-      waiting.wait()
-      if not self._size:
-        break
-    return self._told(pair)
-
-  def _told(self, pair: tuple[str, str]) -> Verdict:
-    try:
-      found = self._symbolic(*pair)
-      with self._lock:
-        if found.outcome != TIMED_OUT and self._size:
-          while len(self._known) >= self._size:
-            self._known.pop(next(iter(self._known)))
-          self._known[pair] = found
-      return found
-    finally:
-      with self._lock:
-        event = self._asked.pop(pair, None)
-      if event is not None:
-        event.set()
+    checks.positive_int("cache", cache)
+    known = None if engine is None else Remembering(engine, size=cache)
+    self._engine = known
 
   def __call__(self, a: str, b: str) -> Verdict:
     """The verdict on two answers; see `compare`."""
-    ask = None if self._symbolic is None else self._ask
-    return compare(a, b, units=self._units, symbolic=ask)
+    return compare(a, b, units=self._units, engine=self._engine)
 
   def equal(self, a: str, b: str) -> bool:
     """Whether two answers are known to be equal."""

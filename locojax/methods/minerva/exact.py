@@ -305,9 +305,7 @@ def _sum(a: Expr, b: Expr, sign: int) -> Expr:
     return _quotient(_add(dict(a.num), dict(b.num), sign), dict(a.den))
   left = _multiply(dict(a.num), dict(b.den))
   right = _multiply(dict(b.num), dict(a.den))
-  return _quotient(
-    _add(left, right, sign), _multiply(dict(a.den), dict(b.den))
-  )
+  return _quotient(_add(left, right, sign), _multiply(dict(a.den), dict(b.den)))
 
 
 def number(value: int | Fraction) -> Expr:
@@ -430,9 +428,11 @@ def _root_of_minus_one(exponent: Fraction) -> Expr:
     return atom(I)
   if exponent % 2 == Fraction(3, 2):
     return -atom(I)
-  return atom(("root", exponent.denominator, number(-1))) if (
-    exponent.numerator == 1
-  ) else function("power", number(-1), number(exponent))
+  return (
+    atom(("root", exponent.denominator, number(-1)))
+    if (exponent.numerator == 1)
+    else function("power", number(-1), number(exponent))
+  )
 
 
 def power(base: Expr, exponent: Expr) -> Expr:
@@ -472,9 +472,7 @@ def _symbolic(base: Expr, monomial: Monomial, coefficient: Fraction) -> Expr:
     found = ((base, 1),)
   else:
     found = tuple((number(p), count) for p, count in found)
-  powers = {
-    ("pow", of, monomial): count * coefficient for of, count in found
-  }
+  powers = {("pow", of, monomial): count * coefficient for of, count in found}
   turned, factor = _reduced(powers)
   return Expr(((turned, factor),))
 

@@ -357,10 +357,25 @@ def _sets(words: tuple[Token, ...], depth: int) -> Answer | None:
     return _union([_answer(part, depth + 1) for part in parts])
   parts = _split(words, "setminus", "backslash")
   if len(parts) == 2:
-    return Answer(
-      "difference", tuple(_answer(part, depth + 1) for part in parts)
-    )
+    return _without(*(_answer(part, depth + 1) for part in parts))
   return None
+
+
+def _without(whole: Answer, part: Answer) -> Answer:
+  """A set without another; an interval without points is a union."""
+  if whole.kind == "tuple" and part.kind == "collection":
+    (brackets, (low, high)), ends = whole.value, _ends(whole)
+    points = [(exact.real(p.value), p) for p in part.value]
+    inside = ends is not None and all(
+      x is not None and ends[0] < x < ends[1] for x, _ in points
+    )
+    if inside and points:
+      stops = [p for _, p in sorted(points, key=lambda pair: pair[0])]
+      pairs = zip([low, *stops], [*stops, high], strict=True)
+      parts = [["()", pair] for pair in pairs]
+      parts[0][0], parts[-1][0] = brackets[0] + ")", "(" + brackets[1]
+      return _union([Answer("tuple", tuple(each)) for each in parts])
+  return Answer("difference", (whole, part))
 
 
 def _union(parts: list[Answer]) -> Answer:
@@ -429,7 +444,7 @@ def _related(words: tuple[Token, ...], depth: int) -> Answer | None:
   if signs == ["in"]:
     return _answer(sides[1], depth + 1)
   if signs == ["ne"]:
-    return Answer("difference", (_REALS, _solved(sides)))
+    return _without(_REALS, _solved(sides))
   if len(sides) > 3 or not set(signs) <= set(_ORDERS):
     raise Unreadable("relations of several kinds")
   return _ordered(signs, [_scalar(side) for side in sides])

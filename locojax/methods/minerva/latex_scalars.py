@@ -53,9 +53,7 @@ def plus(a: Value, b: Value, sign: int = 1) -> Value:
   """a + b or a - b, by element for matrices."""
   if not _is_matrix(a) and not _is_matrix(b):
     return a + b if sign > 0 else a - b
-  shapes = [
-    (len(v), len(v[0])) if _is_matrix(v) else () for v in (a, b)
-  ]
+  shapes = [(len(v), len(v[0])) if _is_matrix(v) else () for v in (a, b)]
   if shapes[0] != shapes[1]:
     raise Unreadable("a sum of matrices that differ in shape")
   return tuple(

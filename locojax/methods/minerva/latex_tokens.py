@@ -94,7 +94,9 @@ _PAIRS = {
   "np.": "",
   "math.": "",
 }
-_TEXTS = "text|mbox|hbox|textrm|textbf|textit|textsf|textnormal|mathrm|rm|mathop"
+_TEXTS = (
+  "text|mbox|hbox|textrm|textbf|textit|textsf|textnormal|mathrm|rm|mathop"
+)
 _PLAIN = (
   "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|sec|csc|cot|asin|acos|atan|"
   "ln|log|exp|sqrt|pi|infinity|infty|inf|theta|alpha|beta|gamma|lambda|omega"
