@@ -1,6 +1,6 @@
-"""When two answers are the same: as written, by value, or by a computer algebra.
+"""When two answers are the same: as written, by value, or by another program.
 
-    equivalence.compare(r"\\frac{1}{\\sqrt{2}}", "sqrt(2)/2").outcome   # "equal"
+    equivalence.compare(r"\\frac{1}{\\sqrt{2}}", "sqrt(2)/2").outcome  # "equal"
 
 Three levels, each asked only if the one before cannot tell: the texts without
 their layout; the exact values of `latex_reader`; and a function that asks a
@@ -35,7 +35,8 @@ from locojax.methods.minerva.verdicts import (
 
 # What a unit counts. "strict": 5 cm is 0.05 m, neither 5 m nor 5; 10 % is 0.1.
 # "optional": as strict, and a unit that only one side has may be left out (10 %
-# is 0.1 and 10); that is what grading wants, but no equivalence. "ignored": units are left out.
+# is 0.1 and 10); that is what grading wants, but no equivalence. "ignored":
+# units are left out.
 UNITS = ("strict", "optional", "ignored")
 
 

@@ -7,7 +7,6 @@ refused as `Unreadable` and never guessed. Nothing is ever evaluated as code.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -20,7 +19,7 @@ Matrix = tuple[tuple[exact.Expr, ...], ...]
 Value = exact.Expr | Matrix
 
 _MATRICES = frozenset(
-  "matrix pmatrix bmatrix Bmatrix smallmatrix array".split()
+  ["matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"]
 )
 _TRIGONOMETRIC = ("sin", "cos", "tan", "sec", "csc", "cot")
 FUNCTIONS = frozenset(
@@ -28,13 +27,18 @@ FUNCTIONS = frozenset(
   + ("ln", "log", "exp", "gcd", "lcm", "min", "max", "det", "arg", "deg")
   + ("Re", "Im", "lg", "sgn")
 )
-_ENDS = frozenset(") ] } , ; = < > | & : . ?".split())
 GREEK = frozenset(
-  "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho "
-  "sigma tau upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Sigma "
-  "Upsilon Phi Psi Omega hbar ell partial nabla odot".split()
+  (
+    *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"),
+    *("iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau"),
+    *("upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta"),
+    *("Lambda", "Xi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "hbar"),
+    *("ell", "partial", "nabla", "odot"),
+  )
 )
-_ACCENTS = frozenset("dot ddot hat vec tilde overrightarrow widehat".split())
+_ACCENTS = frozenset(
+  ("dot", "ddot", "hat", "vec", "tilde", "overrightarrow", "widehat")
+)
 
 
 def _is(token: Token | None, *values: str) -> bool:
@@ -495,7 +499,7 @@ class Reader:
     return exact.number(rule(known))
 
   def _applied(self, name: str) -> exact.Expr:
-    """A function with its base, power and argument: `\\log_2 x`, `\\sin^2 t`."""
+    """A function, base, power and argument: `\\log_2 x`, `\\sin^2 t`."""
     base = self._argument(whole=True) if self._take("_") else None
     power = self._argument(whole=True) if self._take("^") else None
     if base is None and self._take("_"):
@@ -613,8 +617,3 @@ def read(tokens: tuple[Token, ...]) -> list[Value]:
     raise
   except (ValueError, ArithmeticError) as error:
     raise Unreadable(str(error)) from error
-
-
-def is_numeral(text: str) -> bool:
-  """Whether a text is a number as Python writes it, without a sign."""
-  return re.fullmatch(r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", text) is not None

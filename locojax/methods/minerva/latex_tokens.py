@@ -60,10 +60,13 @@ _SAME = {
 }
 _BRACES = {"lbrace": "{", "rbrace": "}"}
 _DROPPED = frozenset(
-  "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr "
-  "displaystyle textstyle scriptstyle limits nolimits quad qquad hfill "
-  "boldsymbol mathbf mathit mathsf mathcal bf it boxed fbox ensuremath "
-  "smallskip".split()
+  (
+    *("left", "right", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl"),
+    *("Bigr", "biggl", "biggr", "Biggl", "Biggr", "displaystyle", "textstyle"),
+    *("scriptstyle", "limits", "nolimits", "quad", "qquad", "hfill"),
+    *("boldsymbol", "mathbf", "mathit", "mathsf", "mathcal", "bf", "it"),
+    *("boxed", "fbox", "ensuremath"),
+  )
 )
 _PAIRS = {
   "−": "-",
@@ -187,7 +190,7 @@ def _token(match: re.Match, spaced: bool) -> Token | None:
 
 
 def _without_phantoms(words: list[Token]) -> list[Token]:
-  """Without `\phantom` and the group or word whose room it takes."""
+  """Without `\\phantom` and the group or word whose room it takes."""
   out, depth, waiting = [], 0, False
   for token in words:
     if token.kind == "command" and token.value.endswith("phantom"):
