@@ -23,11 +23,13 @@ refused as `TooLarge`, and powers beyond stay atoms.
 from __future__ import annotations
 
 import cmath
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 Atom = tuple
@@ -36,6 +38,7 @@ Poly = dict[Monomial, Fraction]
 
 MAX_TERMS = 600  # of a polynomial
 MAX_PRODUCTS = 60_000  # pairs of terms in one multiplication
+MAX_WORK = 100_000  # of such pairs in one `limited` piece of work
 MAX_BITS = 32_768  # of a numerator or denominator
 MAX_POWER = 64  # of a sum, multiplied out
 _TRIAL = 2_000  # primes up to here are divided out
@@ -49,6 +52,47 @@ _CERTAIN = ("var", "prime", "i", "const", "oo")
 
 class TooLarge(ValueError):
   """A number or formula grows beyond the bounds of this module."""
+
+
+class _Work(threading.local):
+  """Pairs of terms that this thread may still multiply."""
+
+  left = float("inf")
+
+
+_work = _Work()
+
+
+@contextlib.contextmanager
+def limited(products: int = MAX_WORK) -> Iterator[None]:
+  """Bounds the work done inside: beyond, `TooLarge` is raised.
+
+  Args:
+    products: pairs of terms to multiply, those of long numbers counted more
+      often. An outer bound still holds.
+  """
+  before = _work.left
+  _work.left = min(before, products)
+  try:
+    yield
+  finally:
+    spent = min(before, products) - _work.left
+    _work.left = before - spent
+
+
+def _spend(a: Poly, b: Poly) -> None:
+  pairs = len(a) * len(b)
+  if pairs > 1:
+    longest = sum(
+      max(
+        c.numerator.bit_length() + c.denominator.bit_length()
+        for c in p.values()
+      )
+      for p in (a, b)
+    )
+    _work.left -= pairs * (1 + longest // 256)
+  if pairs > MAX_PRODUCTS or _work.left < 0:
+    raise TooLarge("a product of sums with too many terms")
 
 
 @functools.lru_cache(65536)
@@ -111,8 +155,7 @@ def _add(a: Poly, b: Poly, scale: int = 1) -> Poly:
 
 
 def _multiply(a: Poly, b: Poly) -> Poly:
-  if len(a) * len(b) > MAX_PRODUCTS:
-    raise TooLarge("a product of sums with too many terms")
+  _spend(a, b)
   out: Poly = {}
   for one, x in a.items():
     for two, y in b.items():
@@ -198,6 +241,13 @@ class Expr:
 
   num: tuple
   den: tuple = (((), Fraction(1)),)
+
+  def __hash__(self) -> int:
+    found = self.__dict__.get("_hash")
+    if found is None:
+      found = hash((self.num, self.den))
+      object.__setattr__(self, "_hash", found)
+    return found
 
   def __add__(self, other: Expr) -> Expr:
     return _sum(self, other, 1)
@@ -670,8 +720,9 @@ def equal(a: Expr, b: Expr) -> bool | None:
   Raises:
     TooLarge: the difference grows beyond the bounds.
   """
-  if a == b or (a - b).is_zero:
-    return True
+  with limited():
+    if a == b or (a - b).is_zero:
+      return True
   if certain(a, b) or _surely_different(a, b):
     return False
   return None

@@ -578,7 +578,8 @@ def read_answer(text: str) -> Answer:
     Unreadable: not understood, or beyond the bounds in length or depth.
   """
   try:
-    return _answer(tokens(text), 0)
+    with exact.limited():
+      return _answer(tokens(text), 0)
   except RecursionError as error:
     raise Unreadable("nested too deep") from error
   except (ValueError, ArithmeticError) as error:
