@@ -280,7 +280,8 @@ def _among_first(
     for size in others.tolist():
       terms = _binomial(size, p)[:, None] * powers[: size + 1]
       parts = terms[:t].sum(axis=0), terms[t : t + 1].sum(axis=0)
-      table = _counted(table, (*parts, terms[t + 1 :].sum(axis=0)), n, size - t)
+      ways = (*parts, terms[t + 1 :].sum(axis=0))
+      table = _counted(table, ways, n, size - t, k // t - 1)
     for (larger, tied), value in table.items():
       share = min((n - larger) / (tied + 1), 1.0)
       found = _coefficient(value[None], powers, np.array([k - t]), num)[0]
@@ -288,15 +289,24 @@ def _among_first(
   return min(max(float(chance / _binomial(total, p)[k]), 0.0), 1.0)
 
 
-def _counted(table: dict, parts: tuple, n: int, spare: int) -> dict:
-  """One more class: fewer, as many, or more votes than the correct one."""
+def _counted(table: dict, ways: tuple, n: int, spare: int, room: int) -> dict:
+  """One more class: fewer, as many, or more votes than the correct one.
+
+  Args:
+    table: by how many classes have more and how many as many.
+    ways: the class's part for fewer, as many and more.
+    n: classes with more than n - 1 others above them have no credit.
+    spare: samples of the class beyond the votes of the correct one.
+    room: how many classes can have that many votes.
+  """
   out: dict[tuple[int, int], np.ndarray] = {}
   for (larger, tied), value in table.items():
-    moves = [((larger, tied), parts[0])]
-    if spare >= 0:
-      moves.append(((larger, tied + 1), parts[1]))
-    if spare > 0 and larger + 1 < n:
-      moves.append(((larger + 1, tied), parts[2]))
+    moves = [((larger, tied), ways[0])]
+    more = larger + tied < room
+    if more and spare >= 0:
+      moves.append(((larger, tied + 1), ways[1]))
+    if more and spare > 0 and larger + 1 < n:
+      moves.append(((larger + 1, tied), ways[2]))
     for key, factor in moves:
       term = value * factor
       out[key] = out[key] + term if key in out else term

@@ -38,7 +38,7 @@ Poly = dict[Monomial, Fraction]
 
 MAX_TERMS = 600  # of a polynomial
 MAX_PRODUCTS = 60_000  # pairs of terms in one multiplication
-MAX_WORK = 100_000  # of such pairs in one `limited` piece of work
+MAX_WORK = 50_000  # of such pairs in one `limited` piece of work
 MAX_BITS = 32_768  # of a numerator or denominator
 MAX_POWER = 64  # of a sum, multiplied out
 _TRIAL = 2_000  # primes up to here are divided out
