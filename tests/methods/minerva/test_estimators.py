@@ -99,7 +99,7 @@ def test_shares_of_all_classes_add_up():
 )
 def test_random_subsets_agree(counts):
   rng = np.random.default_rng(1)
-  for n in (1, 2):
+  for n in (1, 2) if len(counts) < 100 else (1,):
     found = minerva.maj_at_k(counts, 1, 9, 32, n=n)
     drawn = minerva.maj_at_k(
       counts, 1, 9, 32, n=n, method="mc", rng=rng, num=20_000
