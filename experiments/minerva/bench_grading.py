@@ -64,21 +64,26 @@ def rewritten(text: str) -> str:
 
 
 def pairs_of(
-  answers: list[str], *, num: int, rng: np.random.Generator
+  answers: list[str],
+  *,
+  num: int,
+  rng: np.random.Generator,
+  kinds: tuple[str, ...] = KINDS,
 ) -> list[tuple[str, str, str]]:
-  """Kind and both answers of each pair; a third of each kind.
+  """Kind and both answers of each pair; the kinds take turns.
 
   Args:
     answers: gold answers.
     num: how many pairs.
     rng: draws the answers.
+    kinds: of pairs, of `KINDS`.
   """
   out = []
   order = np.concatenate(
     [rng.permutation(len(answers)) for _ in range(-(-num // len(answers)))]
   )
   for k, at in enumerate(order[:num].tolist()):
-    text, kind = answers[at], KINDS[k % 3]
+    text, kind = answers[at], kinds[k % len(kinds)]
     other = answers[int(rng.integers(len(answers)))]
     second = {"itself": text, "rewritten": rewritten(text), "another": other}
     out.append((kind, text, second[kind]))
@@ -99,10 +104,11 @@ def _ours(pairs: list[tuple[str, str]]) -> dict[str, Any]:
 
 def _others(pairs: list[tuple[str, str]], folder: pathlib.Path) -> dict:
   python = peers.environment(folder / "venv", PACKAGES)
-  given, target = folder / "pairs.json", folder / "out.json"
+  given = folder / "pairs.json"
   files.write_json(given, [list(pair) for pair in pairs])
-  subprocess.run([python, str(PEER), str(given), str(target)], check=True)
-  return files.read_json(target)
+  command = [python, str(PEER), str(given)]
+  done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+  return json.loads(done.stdout)
 
 
 def rows_of(
@@ -139,11 +145,15 @@ def disagreements(pairs, found: dict[str, dict], name: str) -> list[list[str]]:
   ]
 
 
-def measure(answers: list[str], *, num: int, seed: int) -> dict[str, Any]:
+def measure(
+  answers: list[str], *, num: int, seed: int, kinds: tuple[str, ...] = KINDS
+) -> dict[str, Any]:
   """Rows, versions of the others, and where they differ from ours."""
   checks.positive_int("num", num)
+  for kind in kinds:
+    checks.one_of("kinds", kind, KINDS)
   rng = np.random.default_rng(checks.seed("seed", seed))
-  pairs = pairs_of(answers, num=num, rng=rng)
+  pairs = pairs_of(answers, num=num, rng=rng, kinds=kinds)
   plain = [(a, b) for _, a, b in pairs]
   with tempfile.TemporaryDirectory() as folder:
     others = _others(plain, pathlib.Path(folder))
@@ -162,6 +172,9 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--results", required=True, help="result file to write")
   parser.add_argument("--pairs", type=int, default=12_500)
   parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--kinds", nargs="+", default=list(KINDS), help="pairs")
+    "--kinds", nargs="+", default=list(KINDS), help="of pairs"
+  )
   return parser
 
 
@@ -169,7 +182,9 @@ def main(argv: list[str]) -> None:
   """Measures, prints the table and where graders differ, writes the file."""
   args, start = _parser().parse_args(argv), time.perf_counter()
   answers = read_answers(args.answers)
-  found = measure(answers, num=args.pairs, seed=args.seed)
+  found = measure(
+    answers, num=args.pairs, seed=args.seed, kinds=tuple(args.kinds)
+  )
   versions = ", ".join(f"{n} {v}" for n, v in found["versions"].items())
   results.save(
     args.results,
@@ -180,8 +195,8 @@ def main(argv: list[str]) -> None:
     rows=found["rows"],
     time_seconds=time.perf_counter() - start,
     notes=(
-      f"{args.pairs} pairs of {len(answers)} gold answers, a third of each "
-      f"kind; CPU seconds of one process. {versions}."
+      f"{args.pairs} pairs of {len(answers)} gold answers, as many of "
+      f"each kind; CPU seconds of one process. {versions}."
     ),
   )
   print(tables.render(found["rows"], list(found["rows"][0])))

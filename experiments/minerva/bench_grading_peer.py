@@ -1,9 +1,9 @@
 """Other graders on pairs of answers, for `experiments.minerva.bench_grading`.
 
-  python experiments/minerva/bench_grading_peer.py PAIRS.json OUT.json
+  python experiments/minerva/bench_grading_peer.py PAIRS.json
 
-PAIRS.json is a list of pairs; OUT.json has, for each grader, its verdicts and
-the CPU seconds of all together:
+PAIRS.json is a list of pairs; it prints, as JSON, the verdicts of each grader
+and the CPU seconds of all together:
 
   math-verify  `verify` of both parsed answers, the first as gold
   harness      `is_equiv` of lm-evaluation-harness on normalised answers
@@ -12,6 +12,7 @@ the CPU seconds of all together:
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import pathlib
@@ -81,6 +82,7 @@ def run(pairs: list[list[str]]) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
-  given, target = map(pathlib.Path, sys.argv[1:3])
-  found = run(json.loads(given.read_text(encoding="utf-8")))
-  target.write_text(json.dumps(found), encoding="utf-8")
+  given = pathlib.Path(sys.argv[1]).read_text(encoding="utf-8")
+  with contextlib.redirect_stdout(sys.stderr):  # what libraries print
+    found = run(json.loads(given))
+  print(json.dumps(found))

@@ -22,7 +22,7 @@ from fractions import Fraction
 from typing import Any, Protocol
 
 from locojax.core import checks
-from locojax.methods.minerva import exact, latex_reader, latex_tokens
+from locojax.methods.minerva import exact, latex_reader, latex_tokens, numeric
 from locojax.methods.minerva.latex_reader import Answer
 from locojax.methods.minerva.latex_tokens import Unreadable
 from locojax.methods.minerva.verdicts import (
@@ -92,7 +92,7 @@ class _Comparison:
   def expressions(self, a: exact.Expr, b: exact.Expr) -> bool | None:
     """Whether two expressions are equal; None where nobody can tell."""
     try:
-      found = exact.equal(a, b)
+      found = numeric.equal(a, b)
     except exact.TooLarge:
       return None
     if found is not None or self._engine is None:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from locojax.methods.minerva import exact, latex_scalars, quantities
+from locojax.methods.minerva import exact, latex_scalars, numeric, quantities
 from locojax.methods.minerva.latex_tokens import Token, Unreadable, tokens
 
 MAX_PARTS = 100  # of a list, set, tuple or union
@@ -365,7 +365,7 @@ def _without(whole: Answer, part: Answer) -> Answer:
   """A set without another; an interval without points is a union."""
   if whole.kind == "tuple" and part.kind == "collection":
     (brackets, (low, high)), ends = whole.value, _ends(whole)
-    points = [(exact.real(p.value), p) for p in part.value]
+    points = [(numeric.real(p.value), p) for p in part.value]
     inside = ends is not None and all(
       x is not None and ends[0] < x < ends[1] for x, _ in points
     )
@@ -401,7 +401,7 @@ def _ends(interval: Answer) -> tuple[float, float] | None:
       return None
     infinite = end.value == exact.atom(exact.OO)
     negative = end.value == -exact.atom(exact.OO)
-    size = float("inf") if infinite else exact.real(end.value)
+    size = float("inf") if infinite else numeric.real(end.value)
     out.append(float("-inf") if negative else size)
   return None if None in out else (out[0], out[1])
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
-from locojax.methods.minerva import exact
+from locojax.methods.minerva import exact, functions, numeric
 from locojax.methods.minerva.latex_tokens import Token, Unreadable
 
 MAX_DEPTH = 40
@@ -21,9 +21,9 @@ Value = exact.Expr | Matrix
 _MATRICES = frozenset(
   ["matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"]
 )
-_TRIGONOMETRIC = ("sin", "cos", "tan", "sec", "csc", "cot")
 FUNCTIONS = frozenset(
-  (*_TRIGONOMETRIC, "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh")
+  functions.TRIGONOMETRIC
+  + ("arcsin", "arccos", "arctan", "sinh", "cosh", "tanh")
   + ("ln", "log", "exp", "gcd", "lcm", "min", "max", "det", "arg", "deg")
   + ("Re", "Im", "lg", "sgn")
 )
@@ -303,7 +303,7 @@ class Reader:
   def _absolute(self, value: Value) -> exact.Expr:
     if _is_matrix(value):
       raise Unreadable("bars around a matrix")
-    known = exact.real(value)
+    known = numeric.real(value)
     if known is not None and abs(known) > 1e-9:
       return value if known > 0 else -value
     return value if value.is_zero else exact.function("abs", value)
@@ -507,7 +507,7 @@ class Reader:
     args = self._function_arguments()
     if power is not None and power.rational() == -1:
       name, power = f"arc{name}", None
-    value = _evaluated(name, base, args)
+    value = functions.evaluated(name, base, args)
     return value if power is None else exact.power(value, power)
 
   def _function_arguments(self) -> list[exact.Expr]:
@@ -555,51 +555,6 @@ class Reader:
     if _is_matrix(value):
       raise Unreadable("a matrix in a matrix")
     return value
-
-
-def _evaluated(
-  name: str, base: exact.Expr | None, args: list[exact.Expr]
-) -> exact.Expr:
-  """A function by value where that is exact, else by name."""
-  if len(args) != 1 or name not in (*_TRIGONOMETRIC, "exp", "ln", "log"):
-    return exact.function(name, *args)
-  (inner,) = args
-  if name in _TRIGONOMETRIC:
-    return exact.trigonometric(name, inner)
-  if name == "exp":
-    return exact.power(exact.atom(exact.E), inner)
-  if name == "log" and base is None:
-    return exact.function("lg", inner)
-  return _logarithm(exact.atom(exact.E) if name == "ln" else base, inner)
-
-
-def _logarithm(base: exact.Expr, inner: exact.Expr) -> exact.Expr:
-  whole = (base.integer(), inner.rational())
-  if whole[0] is not None and whole[0] > 1 and whole[1] is not None:
-    found = _exact_logarithm(whole[0], whole[1])
-    if found is not None:
-      return exact.number(found)
-  if base == exact.atom(exact.E):
-    if inner == base:
-      return exact.number(1)
-    if inner.rational() == 1:
-      return exact.number(0)
-    return exact.function("ln", inner)
-  return exact.function("log", base, inner)
-
-
-def _exact_logarithm(base: int, value: Fraction) -> Fraction | None:
-  """log of a rational, where both have the same primes in proportion."""
-  if value <= 0:
-    return None
-  below = exact.factored(base)
-  above = exact.factored(value.numerator), exact.factored(value.denominator)
-  if below is None or None in above:
-    return None
-  powers = {**dict(above[0]), **{p: -k for p, k in above[1]}}
-  ratios = {Fraction(powers.get(p, 0), k) for p, k in below}
-  same = set(powers) <= {p for p, _ in below} and len(ratios) == 1
-  return ratios.pop() if same else None
 
 
 def read(tokens: tuple[Token, ...]) -> list[Value]:

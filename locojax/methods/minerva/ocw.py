@@ -18,6 +18,7 @@ from locojax.methods.minerva import (
   exact,
   latex_reader,
   latex_tokens,
+  numeric,
 )
 from locojax.methods.minerva.verdicts import Verdict
 
@@ -35,7 +36,7 @@ def _number(text: str) -> float | None:
     return None
   unit = found.unit
   percent = unit is not None and not unit[0]
-  value = exact.real(found.value)
+  value = numeric.real(found.value)
   return value if value is None or not percent else value * float(unit[1])
 
 
@@ -78,7 +79,7 @@ def _same_equation(a: str, b: str) -> bool:
   if one is None or two is None or one.is_zero or two.is_zero:
     return one is not None and one == two
   ratio = one / two
-  return not ratio.variables() and exact.approximate(ratio) is not None
+  return not ratio.variables() and numeric.approximate(ratio) is not None
 
 
 def grade_ocw(

@@ -7,7 +7,7 @@ import importlib.metadata
 import pytest
 
 from locojax.methods import minerva
-from locojax.methods.minerva import exact, symbolic, symbolic_program
+from locojax.methods.minerva import exact, numeric, symbolic, symbolic_program
 from locojax.train import workers
 
 
@@ -59,11 +59,11 @@ def test_trees_are_the_same_expressions():
     value = minerva.read_answer(text).value
     found = symbolic_program.expression(symbolic.tree(value))
     names = {
-      str(s): exact.approximate(exact.variable(str(s)))
+      str(s): numeric.approximate(exact.variable(str(s)))
       for s in found.free_symbols
     }
     assert (
-      abs(complex(found.evalf(subs=names)) - exact.approximate(value)) < 1e-9
+      abs(complex(found.evalf(subs=names)) - numeric.approximate(value)) < 1e-9
     )
 
 
