@@ -173,8 +173,6 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--pairs", type=int, default=12_500)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--kinds", nargs="+", default=list(KINDS), help="pairs")
-    "--kinds", nargs="+", default=list(KINDS), help="of pairs"
-  )
   return parser
 
 
