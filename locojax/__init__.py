@@ -19,7 +19,8 @@ METHODS = (
   *("pix2seq", "smelu"),
 )
 # Libraries beside the ten systems, which several of them are compared by.
-TOOLS = ("continual",)
+# Minerva is one of the ten, and among `METHODS` once its experiment is there.
+TOOLS = ("continual", "minerva")
 __all__ = [
   "METHODS",
   "TOOLS",
@@ -30,6 +31,7 @@ __all__ = [
   "l2p",
   "limoe",
   "locoprop",
+  "minerva",
   "pix2seq",
   "smelu",
 ]

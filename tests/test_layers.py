@@ -43,7 +43,9 @@ ROOMS = {
   "decode": Room(_BASE | {"flax"}, frozenset(), frozenset({"core"})),
   "methods": Room(
     _PLAIN,
-    frozenset({"jedi", "sympy", "pycocotools", "dp_accounting", "scipy"}),
+    frozenset(
+      {"jedi", "sympy", "math_verify", "pycocotools", "dp_accounting", "scipy"}
+    ),
     _LIBRARY,
   ),
   "data": Room(

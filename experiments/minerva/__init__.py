@@ -1,0 +1,1 @@
+"""Minerva: answers graded and voted on, and graders against others."""
