@@ -398,6 +398,34 @@ def _means(params, inputs, mask):
   }
 
 
+def _layers() -> dict[str, Callable[[], Row]]:
+  """Rows of layers and networks."""
+  return {
+    "attention": lambda: _module_row(
+      attention.MultiHeadAttention(2, causal=True), _normal(N, D), _valid
+    ),
+    "stack": lambda: _module_row(
+      transformer.Stack(1, 2, 4), _normal(N, D), _valid
+    ),
+    "recurrent": lambda: _module_row(
+      recurrent.Recurrent(3), _normal(N, D), _recurrent
+    ),
+    "mlp": lambda: _normalised_row(
+      mlp.MLP((3, 2), normalization="batch"), _normal(N, D)
+    ),
+    "resnet": lambda: _normalised_row(
+      resnet.PreActResNet(num_classes=2, stage_sizes=(1,), width=2),
+      _normal(N, 4, 4, 1),
+      train=True,
+    ),
+    "resnet_v1": lambda: _normalised_row(
+      resnet_v1.ResNet(variant="c3", width=2, stage_sizes=(1, 1, 1, 1)),
+      _normal(N, 8, 8, 1),
+      train=True,
+    ),
+  }
+
+
 def _table() -> dict[str, Callable[[], Row]]:
   gates = lambda: np.asarray(jax.nn.softmax(_normal(N, E)))
   logits = lambda: _normal(N, E, seed=3)
@@ -405,6 +433,7 @@ def _table() -> dict[str, Callable[[], Row]]:
   many = lambda: np.asarray(jax.nn.softmax(_normal(N, 3, E, seed=5)))
   weights = lambda: _normal(E, D, D, seed=6)
   rows = {
+    **_layers(),
     "auxiliary": lambda: Row(
       _auxiliary, {"logits": logits(), "gates": gates()}
     ),
@@ -428,28 +457,6 @@ def _table() -> dict[str, Callable[[], Row]]:
       _attend,
       {"key": _normal(N, 2, D), "value": _normal(N, 2, D, seed=1)},
       _normal(1, 3, 2, D, seed=2),
-    ),
-    "attention": lambda: _module_row(
-      attention.MultiHeadAttention(2, causal=True), _normal(N, D), _valid
-    ),
-    "stack": lambda: _module_row(
-      transformer.Stack(1, 2, 4), _normal(N, D), _valid
-    ),
-    "recurrent": lambda: _module_row(
-      recurrent.Recurrent(3), _normal(N, D), _recurrent
-    ),
-    "mlp": lambda: _normalised_row(
-      mlp.MLP((3, 2), normalization="batch"), _normal(N, D)
-    ),
-    "resnet": lambda: _normalised_row(
-      resnet.PreActResNet(num_classes=2, stage_sizes=(1,), width=2),
-      _normal(N, 4, 4, 1),
-      train=True,
-    ),
-    "resnet_v1": lambda: _normalised_row(
-      resnet_v1.ResNet(variant="c3", width=2, stage_sizes=(1, 1, 1, 1)),
-      _normal(N, 8, 8, 1),
-      train=True,
     ),
     "ciw_loss": lambda: Row(
       _ciw, {"logits": logits(), "labels": _classes(), "rows": gates()}
