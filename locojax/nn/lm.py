@@ -48,6 +48,7 @@ class DecoderLM(nn.Module):
       None is that of `nn.Embed`.
     dtype: dtype of the computation; None is that of the parameters. Parameters
       are float32.
+    dropout, drop_path: of the stack, in training.
   """
 
   vocab_size: int
@@ -70,6 +71,8 @@ class DecoderLM(nn.Module):
   position_init: Any = nn.initializers.normal(0.02)
   output_bias_init: Any = nn.initializers.zeros_init()
   dtype: Any = None
+  dropout: float = 0.0
+  drop_path: float = 0.0
 
   def _check(self) -> None:
     for name in ("vocab_size", "max_len", "model_size"):
@@ -94,6 +97,7 @@ class DecoderLM(nn.Module):
     memory_valid: jax.Array | None = None,
     at: jax.Array | None = None,
     decode: bool = False,
+    train: bool = False,
   ) -> jax.Array:
     """`[B, T]` tokens to `[B, T, V]` logits, in the dtype of the computation.
 
@@ -120,6 +124,7 @@ class DecoderLM(nn.Module):
       memory_valid: `[B, S]`, false at its padding; None if there is none.
       at: `[B, K]`, the places in T whose logits are wanted; None is all.
       decode: whether to use the cache.
+      train: whether anything is dropped, by keys of the name `dropout`.
 
     Returns:
       `[B, T, V]`, or `[B, K, V]` with `at`.
@@ -149,6 +154,8 @@ class DecoderLM(nn.Module):
       remat=self.remat,
       use_bias=self.use_bias,
       dtype=self.dtype,
+      dropout=self.dropout,
+      drop_path=self.drop_path,
       name="decoder",
     )(
       x,
@@ -158,6 +165,7 @@ class DecoderLM(nn.Module):
       bias=self._bias(places, decode),
       context=memory,
       context_valid=self._memory_valid(memory, memory_valid, decode),
+      train=train,
     )
     if at is not None:
       x = jnp.take_along_axis(x, at[:, :, None], axis=1)

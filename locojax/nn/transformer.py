@@ -31,6 +31,7 @@ class FeedForward(nn.Module):
     use_bias: whether the dense layers have one.
     dtype: dtype of the computation; None follows the input.
     kernel_init: initialiser of the dense layers.
+    dropout: share of what the activation gives that is dropped in training.
   """
 
   hidden_size: int
@@ -38,11 +39,13 @@ class FeedForward(nn.Module):
   use_bias: bool = True
   dtype: Any = None
   kernel_init: Any = nn.initializers.xavier_uniform()
+  dropout: float = 0.0
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """`[..., E]` to `[..., E]`."""
+  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    """`[..., E]` to `[..., E]`; in training with keys of the name `dropout`."""
     checks.positive_int("hidden_size", self.hidden_size)
+    checks.below("dropout", self.dropout, 0, 1)
 
     def dense(size, name):
       return nn.Dense(
@@ -54,6 +57,7 @@ class FeedForward(nn.Module):
       )
 
     hidden = self.activation(dense(self.hidden_size, "up")(x))
+    hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
     return dense(x.shape[-1], "down")(hidden)
 
 
@@ -74,6 +78,10 @@ class Block(nn.Module):
     use_bias: whether dense layers and norms have one.
     norm_eps: what the norms add to the variance.
     dtype: dtype of the computation; None follows the input.
+    dropout: of the feed-forward layers.
+    drop_path: probability, example by example, that in training what is added
+      to x is nothing; otherwise it is divided by 1 - drop_path (stochastic
+      depth, Huang et al. 2016, arXiv 1603.09382).
   """
 
   num_heads: int
@@ -88,6 +96,8 @@ class Block(nn.Module):
   use_bias: bool = True
   norm_eps: float = 1e-6
   dtype: Any = None
+  dropout: float = 0.0
+  drop_path: float = 0.0
 
   def _norm(self, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(
@@ -107,6 +117,7 @@ class Block(nn.Module):
     context: jax.Array | None = None,
     context_valid: jax.Array | None = None,
     num_rows: int | None = None,
+    train: bool = False,
   ) -> jax.Array:
     """`[B, T, E]` to `[B, T, E]`.
 
@@ -117,7 +128,9 @@ class Block(nn.Module):
       context, context_valid: `[B, S, C]` and `[B, S]`, of the cross-attention.
       num_rows: R, computes the first R tokens alone, `[B, R, E]`, which see all
         the others; not with `causal`, `use_rotary`, `decode`, `mask` or `bias`.
+      train: whether anything is dropped, by keys of the name `dropout`.
     """
+    checks.below("drop_path", self.drop_path, 0, 1)
     x = arrays.kept(x, valid)
     attend = attention.MultiHeadAttention(
       self.num_heads,
@@ -135,13 +148,17 @@ class Block(nn.Module):
       activation=self.activation,
       use_bias=self.use_bias,
       dtype=self.dtype,
+      dropout=self.dropout,
       name="feed_forward",
     )
+    drop = lambda y: nn.Dropout(
+      self.drop_path, broadcast_dims=(1, 2), deterministic=not train
+    )(y)
     normed, others = self._norm("attention_norm")(x), None
     if num_rows is not None and num_rows < x.shape[1]:
       others, normed = normed, normed[:, :num_rows]
       x = x[:, :num_rows]
-    x = x + attend(
+    y = attend(
       normed,
       others,
       valid=valid,
@@ -150,9 +167,11 @@ class Block(nn.Module):
       prefix=prefix,
       bias=bias,
     )
+    x = x + drop(y)
     if self.cross_attention:
-      x = x + self._cross(x, context, context_valid)
-    return x + feed_forward(self._norm("feed_forward_norm")(x))
+      x = x + drop(self._cross(x, context, context_valid))
+    y = feed_forward(self._norm("feed_forward_norm")(x), train=train)
+    return x + drop(y)
 
   def _cross(self, x, context, context_valid) -> jax.Array:
     attend = attention.MultiHeadAttention(
@@ -217,7 +236,8 @@ class Stack(nn.Module):
   Attributes:
     num_layers: number of blocks.
     num_heads, hidden_size, activation, causal, use_rotary, decode, max_len,
-      cross_attention, use_bias, norm_eps, dtype: of the blocks.
+      cross_attention, use_bias, norm_eps, dtype, dropout, drop_path: of the
+      blocks, the same in all of them.
     scan: one block run `num_layers` times by `nn.scan`.
     remat: what the backward pass computes again instead of keeping it: 'none',
       'attention' (the weights alone), 'dots' (all of a block but its matrix
@@ -238,6 +258,8 @@ class Stack(nn.Module):
   use_bias: bool = True
   norm_eps: float = 1e-6
   dtype: Any = None
+  dropout: float = 0.0
+  drop_path: float = 0.0
 
   def _block(self, name: str) -> Block:
     return Block(
@@ -253,6 +275,8 @@ class Stack(nn.Module):
       use_bias=self.use_bias,
       norm_eps=self.norm_eps,
       dtype=self.dtype,
+      dropout=self.dropout,
+      drop_path=self.drop_path,
       name=name,
     )
 
@@ -295,6 +319,7 @@ class Stack(nn.Module):
     extra_tokens: Mapping[int, jax.Array] | None = None,
     extra_key_values: Mapping[int, tuple[jax.Array, jax.Array]] | None = None,
     num_rows: int | None = None,
+    train: bool = False,
   ) -> jax.Array:
     """`[B, T, E]` to `[B, T', E]`, T' larger than T by the extra tokens alone.
 
@@ -306,6 +331,7 @@ class Stack(nn.Module):
       extra_key_values: by the number of a block, the `prefix` of its attention.
       num_rows: R, gives the first R of the T' tokens, `[B, R, E]`: the last
         block computes no others (with `scan` it does).
+      train: whether anything is dropped, by keys of the name `dropout`.
 
     Where `valid` is false, `x` counts as zeros, whatever it holds.
 
@@ -343,6 +369,7 @@ class Stack(nn.Module):
         context=context,
         context_valid=context_valid,
         num_rows=rows,
+        train=train,
       )
 
     if self.remat in _POLICIES:
@@ -357,7 +384,7 @@ class Stack(nn.Module):
       x, _ = nn.scan(
         lambda block, x, _: (run(block, x, valid, None, None), None),
         variable_axes={"params": 0, "cache": 0, "memory": 0},
-        split_rngs={"params": True},
+        split_rngs={"params": True, "dropout": True},
         length=self.num_layers,
       )(self._block("blocks"), x, None)
       x = x if num_rows is None else x[:, :num_rows]

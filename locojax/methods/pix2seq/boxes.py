@@ -67,24 +67,48 @@ def sequences_to_boxes(
   Raises:
     ValueError: shapes that do not go together, or another number of logits.
   """
-  checks.one_of("over", over, OVER)
+  among = classes_over(vocab, over)
   tokens = checks.index_array("tokens", tokens)
   logits = checks.array("class_logits", class_logits).astype(jnp.float32)
   num = tokens.shape[-1] // sequences.PER_OBJECT
   wanted = (*tokens.shape[:-1], num, vocab.size)
   checks.same_shape("class_logits", logits.shape, "[..., T // 5, V]", wanted)
+  own = logits[..., among.start : among.stop]
+  total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+  return read(tokens, own - total, vocab, among)
+
+
+def classes_over(vocab: vocabulary.Vocabulary, over: str) -> range:
+  """The tokens that detections are read from: `used` classes, or `layout`."""
+  checks.one_of("over", over, OVER)
+  return vocab.class_ids if over == "used" else vocab.class_range
+
+
+def read(
+  tokens: jax.Array,
+  log_probs: jax.Array,
+  vocab: vocabulary.Vocabulary,
+  among: range,
+) -> Detections:
+  """Detections of sequences and of the log-probabilities of classes.
+
+  Args:
+    tokens: `[..., T]` int32; of a T that is no multiple of 5 the rest is cut.
+    log_probs: `[..., T // 5, C]` float32 at the fifth token of each object; of
+      -inf alone where nothing was said, which gives a score of 0.
+    vocab: the tokens.
+    among: the C tokens that `log_probs` are of.
+  """
+  num = log_probs.shape[-2]
   tokens = tokens[..., : num * sequences.PER_OBJECT]
   slots = tokens.reshape(*tokens.shape[:-1], num, sequences.PER_OBJECT)
   boxes = quantization.dequantize(
     slots[..., :4] - vocab.coord_start, vocab.num_bins
   )
-  among = vocab.class_ids if over == "used" else vocab.class_range
-  own = logits[..., among.start : among.stop]
-  best = jnp.argmax(own, axis=-1)
-  top = jnp.take_along_axis(own, best[..., None], axis=-1)[..., 0]
-  score = jnp.exp(top - jax.nn.logsumexp(logits, axis=-1))
+  best = jnp.argmax(log_probs, axis=-1)
+  top = jnp.max(log_probs, axis=-1)
   label = (best + among.start - vocab.class_start + 1).astype(jnp.int32)
-  return Detections(jnp.clip(boxes, 0.0, 1.0), label, score, tokens)
+  return Detections(jnp.clip(boxes, 0.0, 1.0), label, jnp.exp(top), tokens)
 
 
 def before_eos(tokens: Any, vocab: vocabulary.Vocabulary) -> jax.Array:

@@ -173,12 +173,20 @@ def token_metrics(
   Returns:
     `loss_notpad` and `accuracy_notpad`, float32 scalars.
   """
+  values, counts = token_scores(logits, targets, weights, pad=pad)
+  return {k: _mean(v, counts, axis_name) for k, v in values.items()}
+
+
+def token_scores(
+  logits: Any, targets: Any, weights: Any, *, pad: int = 0
+) -> tuple[dict[str, jax.Array], jax.Array]:
+  """What `token_metrics` are means of: values by name, and which count.
+
+  Both `[..., T]` float32; arguments as there.
+  """
   values = token_losses(logits, targets)
   targets = checks.index_array("targets", targets)
   counts = (targets != pad) & (checks.array("weights", weights) > 0)
   right = jnp.argmax(checks.array("logits", logits), axis=-1) == targets
-  counts = counts.astype(jnp.float32)
-  return {
-    "loss_notpad": _mean(values, counts, axis_name),
-    "accuracy_notpad": _mean(right.astype(jnp.float32), counts, axis_name),
-  }
+  found = {"loss_notpad": values, "accuracy_notpad": right.astype(jnp.float32)}
+  return found, counts.astype(jnp.float32)
