@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -75,3 +76,10 @@ def device_name() -> str | None:
   """The accelerator as a result file names it; None on CPU."""
   device = jax.devices()[0]
   return None if device.platform == "cpu" else device.device_kind
+
+
+def num_cores() -> int:
+  """Cores that this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1

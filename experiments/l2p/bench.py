@@ -31,7 +31,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import os
 import pathlib
 import shlex
 import sys
@@ -298,13 +297,6 @@ def memory_rows(
   return rows
 
 
-def num_cores() -> int:
-  """Cores that this process may use."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
 @contextlib.contextmanager
 def peer_programs(python: str | None, preset: str, image_size: int, batch: int):
   """The step of the port, with its attention and with a fused one.
@@ -315,7 +307,7 @@ def peer_programs(python: str | None, preset: str, image_size: int, batch: int):
   size, patch = preset.split("/")
   model = f"vit_{TIMM_SIZES[size]}_patch{patch}_224"
   sizes = {"model": model, "image-size": image_size, "batch": batch}
-  options = {**sizes, "threads": num_cores()}
+  options = {**sizes, "threads": timing.num_cores()}
   flags = [f"--{name}={value}" for name, value in options.items()]
   with contextlib.ExitStack() as stack:
     if python is None:

@@ -28,7 +28,7 @@ CONSTRAINTS = ("none", "slots", "boxes")
 def generate(
   model: model.Pix2Seq,
   params: types.PyTree,
-  images: jax.Array,
+  images: jax.Array | None,
   vocab: vocabulary.Vocabulary,
   *,
   key: jax.Array | None = None,
@@ -43,6 +43,7 @@ def generate(
   eos_offset: float | jax.Array = 0.0,
   num_samples: int | None = None,
   over: str = "used",
+  memory: jax.Array | None = None,
   mask: jax.Array | None = None,
   row_ids: jax.Array | None = None,
   data_axis: str | tuple[str, ...] | None = None,
@@ -60,7 +61,8 @@ def generate(
   Args:
     model: what was trained.
     params: its parameters.
-    images: `[B, H, W, channels]`, floats in [0, 1] or bytes.
+    images: `[B, H, W, channels]`, floats in [0, 1] or bytes; None with
+      `memory`.
     vocab: the tokens.
     key: typed PRNG key; not needed if the best token is taken (`top_k=1` or
       `temperature=0`).
@@ -77,6 +79,8 @@ def generate(
     num_samples: n sequences of each image, which share its encoding; None is
       one, without an axis for it.
     over: which ids classes are read from, see `sequences_to_boxes`.
+    memory: `[B, L, D]`, what `Pix2Seq.encode` gave, in place of images: other
+      settings for the same images need no new encoding.
     mask: `[B]`, zero at images that fill up the batch: nothing is generated.
     row_ids: `[B]` integers, names of the images for the keys, so that what is
       drawn for one does not depend on its place in a batch; None counts.
@@ -87,15 +91,18 @@ def generate(
     `Detections` of `[B, N, ...]`, or `[B, n, N, ...]` with `num_samples`.
 
   Raises:
-    ValueError: a bad setting, no key for a sampler that draws, or a vocabulary
-      that is not the model's.
+    ValueError: a bad setting, no key for a sampler that draws, a vocabulary
+      that is not the model's, or not exactly one of images and memory.
   """
   num = _num_tokens(model, vocab, max_objects)
   sampler = decode.Sampler(temperature, top_k, top_p, top_p_rule)
   rule = _constraint(vocab, constrain, stop_at_eos)
   among = boxes.classes_over(vocab, over)
-  variables = {"params": params, **_statistics(model_state)}
-  memory = model.apply(variables, images, mask=mask, method="encode")
+  if (images is None) == (memory is None):
+    raise ValueError("exactly one of images and memory is needed.")
+  if memory is None:
+    variables = {"params": params, **_statistics(model_state)}
+    memory = model.apply(variables, images, mask=mask, method="encode")
   step, cache, logits = _prompted(model, params, memory, vocab, num)
   shift = jnp.zeros(vocab.size).at[vocab.eos].set(-eos_offset)
   out = decode.generate(
