@@ -22,6 +22,7 @@ from locojax.train import distributed
 
 PICTURES, CURVES = "detections.png", "precision_recall.png"
 SWEEPS, SWEEP_TABLE = "sweeps.png", "sweeps.md"
+_FIGURES = (PICTURES, CURVES, SWEEPS)
 _SHOWN = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
 _PANELS = {"test/AP": "AP", "test/AR100": "AR of 100"}
 
@@ -161,25 +162,23 @@ def _lines(config, num_classes: int, one, classes):
   return pictures.lines(one["tokens"], vocab, classes, one["scores"])
 
 
-def _draw_pictures(made: study.Study, found, num_classes: int, path) -> None:
-  """Of the first seed of the first method."""
+def _said(made: study.Study, found, num_classes: int) -> list[dict[str, Any]]:
+  """What the first seed of the first method says of the first images."""
   config = made.config
   one = stages.changed(config, method=config.methods[0], seed=config.seeds[0])
   said = asking.read(folder(made.workdir, one.method, one.seed))
-  if said.get("shown"):
-    pictures.detections(shown(one, found, num_classes, said["shown"]), path)
+  return shown(one, found, num_classes, said.get("shown", ()))
 
 
-def _draw_curves(made: study.Study, path) -> None:
+def _curves(made: study.Study) -> dict[str, list[Mapping[str, Any]]]:
+  """Precision at all recalls, by method, of each seed."""
   config = made.config
   read = lambda m, s: asking.read(folder(made.workdir, m, s)).get("curves")
   found = {
     m: [c for c in (read(m, s) for s in config.seeds) if c]
     for m in config.methods
   }
-  found = {m: own for m, own in found.items() if own}
-  if found:
-    pictures.precision_recall(found, path)
+  return {m: own for m, own in found.items() if own}
 
 
 def _notes(config) -> str:
@@ -202,11 +201,13 @@ def write(
   rows = [_row(config, made.workdir, m) for m in config.methods]
   swept = sweep_rows(config, made.workdir, rows)
   rows = _present(rows)
-  names = {k: made.workdir / k for k in (PICTURES, CURVES, SWEEPS)}
+  names = {k: made.workdir / k for k in _FIGURES}
   if distributed.is_main():
-    _draw_all(made, found, num_classes, swept, names)
+    parts = (_said(made, found, num_classes), _curves(made), swept)
+    _draw_all(*parts, names)
+    _write_sweeps(made, swept)
     if config.results:
-      _beside(made, found, num_classes, swept)
+      _beside(made, *parts)
   out = made.write(
     rows,
     {k: k.replace("_", " ") for k in rows[0]},
@@ -218,31 +219,67 @@ def write(
   return {**out, "sweeps": swept, "pictures": str(names[PICTURES])}
 
 
-def _draw_all(made, found, num_classes, swept, names) -> None:
-  _draw_pictures(made, found, num_classes, names[PICTURES])
-  _draw_curves(made, names[CURVES])
+def _write_sweeps(made: study.Study, swept) -> None:
   if swept:
-    pictures.sweeps(swept, names[SWEEPS])
     text = tables.render(swept, list(swept[0]), digits=3)
     files.write_text(made.workdir / SWEEP_TABLE, text + "\n")
 
 
-def _beside(made, found, num_classes, swept) -> None:
-  """Figures and the table of the sweeps beside the result file."""
-  path = pathlib.Path(made.config.results)
-  beside = {
-    name: path.with_name(f"{path.stem}_{name}")
-    for name in (PICTURES, CURVES, SWEEPS)
-  }
-  _draw_pictures(made, found, num_classes, beside[PICTURES])
-  _draw_curves(made, beside[CURVES])
+def _draw_all(said, precision, swept, names) -> None:
+  """All figures besides that of the study, as far as there is something."""
+  if said:
+    pictures.detections(said, names[PICTURES])
+  if precision:
+    pictures.precision_recall(precision, names[CURVES])
   if swept:
-    pictures.sweeps(swept, beside[SWEEPS])
-    made.save(
-      path.with_name(f"{path.stem}_sweeps.json"),
+    pictures.sweeps(swept, names[SWEEPS])
+
+
+def _shown_rows(said) -> list[dict[str, Any]]:
+  """The sequences of `detections.png`, a row for each object said."""
+  return [
+    {"image": i, "object": k, "line": text, "believed": bool(believed)}
+    for i, one in enumerate(said)
+    for k, (text, believed) in enumerate(one["lines"])
+  ]
+
+
+def _curve_rows(precision) -> list[dict[str, Any]]:
+  """Precision at every tenth recall; lists over seeds."""
+  return [
+    {
+      "method": method,
+      "overlap_percent": int(name),
+      "recall": round(i / 100, 2),
+      "precision": [one[name][i] for one in seeds],
+    }
+    for method, seeds in precision.items()
+    for name in seeds[0]
+    for i in range(0, 101, 10)
+  ]
+
+
+def _beside(made, said, precision, swept) -> None:
+  """Figures and what they show beside the result file."""
+  path, seeds = pathlib.Path(made.config.results), made.config.seeds
+  name = lambda kind: path.with_name(f"{path.stem}_{kind}")
+  _draw_all(said, precision, swept, {k: name(k) for k in _FIGURES})
+  whole = [m for m in precision.values() if len(m) == len(seeds)]
+  rows = {
+    PICTURES: (_shown_rows(said), "Of the first seed of the first method."),
+    CURVES: (
+      _curve_rows(precision) if len(whole) == len(precision) else [],
+      "Precision, a mean over the classes, at some recalls.",
+    ),
+    SWEEPS: (
       swept,
-      seeds=made.config.seeds,
-      notes="Finished runs asked in other ways. top_p 0: the best token, as in "
-      "the table; others are drawn at temperature 1. detections: an image, of "
+      "Finished runs asked in other ways. top_p 0: the best token, as in the "
+      "table; others are drawn at temperature 1. detections: an image, of "
       f"score {made.config.score_shown:g} or more.",
-    )
+    ),
+  }
+  for kind, (found, notes) in rows.items():
+    if found:
+      made.save(
+        name(kind).with_suffix(".json"), found, seeds=seeds, notes=notes
+      )
