@@ -48,5 +48,6 @@ CONDITIONS: dict[str, Condition] = {
   "noise_weight_0.5": _changed(noise_weight=0.5),
   "scratch": Condition(pretrained=False),
   "plain_scratch": Condition(sequence=_PLAIN, pretrained=False),
-  "detr": Condition(kind="detr", pretrained=False),
+  "detr": Condition(kind="detr"),
+  "detr_scratch": Condition(kind="detr", pretrained=False),
 }

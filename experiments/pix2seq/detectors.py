@@ -160,6 +160,10 @@ class Asker:
     given = self._config.decode
     return Asked(given.temperature, given.top_p, given.eos_offset)
 
+  def is_greedy(self, asked: Asked) -> bool:
+    """Whether the best token is taken."""
+    return asked.temperature == 0 or self._config.decode.top_k == 1
+
   def _program(self, greedy: bool, whole: Any) -> Callable:
     """Gives its results on every process whole."""
     if (greedy, whole) not in self._programs:
@@ -187,7 +191,7 @@ class Asker:
       asked: how; None as the config says.
     """
     asked = self.default() if asked is None else asked
-    greedy = asked.temperature == 0
+    greedy = self.is_greedy(asked)
     run = self._program(greedy, state.step.sharding)
     key = jax.random.key(self._config.seed)
     numbers = (asked.temperature, asked.top_p, asked.eos_offset)

@@ -61,10 +61,7 @@ class Detr(nn.Module):
   dtype: Any = None
 
   def _block(self, i: int) -> transformer.Block:
-    make = transformer.Block
-    if self.remat in ("dots", "block"):
-      make = nn.remat(make, static_argnums=())
-    return make(
+    return transformer.Block(
       self.num_heads,
       self.hidden_size,
       activation=self.activation,
@@ -109,8 +106,14 @@ class Detr(nn.Module):
     x = jnp.broadcast_to(slots.astype(memory.dtype), shape)
     norm = nn.LayerNorm(1e-6, dtype=self.dtype, name="norm")
     after = []
+
+    def run(block, x, memory):
+      return block(x, context=memory, train=train)
+
+    if self.remat in ("dots", "block"):
+      run = nn.remat(run)
     for i in range(self.num_layers):
-      x = self._block(i)(x, context=memory, train=train)
+      x = run(self._block(i), x, memory)
       after.append(norm(x))
     x = jnp.stack(after)
     dense = lambda size, name: nn.Dense(size, dtype=self.dtype, name=name)

@@ -169,7 +169,8 @@ def build_decoding(config) -> Experiment:
   """
   check(config)
   detector = detectors.make(config, num_classes(config))
-  asked = detectors.Asker(config, detector).default()
+  asker = detectors.Asker(config, detector)
+  asked = asker.default()
   rows, side = config.eval_batch_size, config.data.image_size
 
   def init(key):
@@ -191,7 +192,7 @@ def build_decoding(config) -> Experiment:
       batch["row"],
       state.step_key(),
       asked,
-      asked.temperature == 0,
+      asker.is_greedy(asked),
     )
     out = {"loss": -found.scores.sum(), **found._asdict()}
     return dataclasses.replace(state, step=state.step + 1), out

@@ -59,7 +59,7 @@ def _one_device():
 def finished(tmp_path_factory):
   folder = tmp_path_factory.mktemp("pix2seq")
   config = _config(
-    methods=("augmented", "detr"), results=str(folder / "result.json")
+    methods=("augmented", "detr_scratch"), results=str(folder / "result.json")
   )
   return config, folder / "run", experiment.run(config, str(folder / "run"))
 
@@ -82,7 +82,7 @@ def test_the_study_ends_in_tables_and_figures(finished):
     with open(path, "rb") as f:
       assert f.read(4) == b"\x89PNG"
   assert (folder / "pretrain" / "augmented" / "result.json").exists()
-  assert not (folder / "pretrain" / "detr").exists()
+  assert not (folder / "pretrain" / "detr_scratch").exists()
 
 
 def test_detections_are_those_that_were_scored(finished):

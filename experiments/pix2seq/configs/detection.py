@@ -165,7 +165,7 @@ def _tiny(config):
   config.batch_size, config.num_steps, config.warmup_steps = 8, 4, 1
   config.num_evals, config.eval_batch_size, config.log_every = 1, 8, 1
   config.num_pictures = 2
-  config.methods, config.seeds = ("augmented", "plain", "detr"), (0,)
+  config.methods, config.seeds = ("augmented", "plain", "detr_scratch"), (0,)
 
 
 def _cpu(config):
@@ -187,7 +187,7 @@ def _ablation(config):
 
 def _photographs(config):
   """Small sets, from pre-training on canvases and from scratch."""
-  config.methods = ("augmented", "scratch", "plain", "plain_scratch", "detr")
+  config.methods = ("augmented", "scratch", "plain", "detr", "detr_scratch")
   config.pretrain.num_steps = 1500
   _sizes(config, 96, 2, 4, 384)
   config.learning_rate, config.num_steps = 1e-3, 1000
