@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +21,8 @@ _Begin = Callable[[jax.Array], tuple[Any, Any]]
 @dataclasses.dataclass(frozen=True)
 class Asked:
   """How a finished model is asked.
+
+  Numbers, so that one program answers all.
 
   Attributes:
     temperature: 0 takes the best token.
@@ -43,8 +44,8 @@ class Detector:
     stops: whether sequences end by themselves.
     loss: a `LossFn`.
     begin: parameters and model state of a key.
-    find: `(params, model_state, images, rows, key, asked, greedy) ->
-      scoring.Found`; rows name the images for the key; traceable but `greedy`.
+    find: `(params, model_state, images, rows, key, asked) -> scoring.Found`;
+      rows name the images for the key; traceable, the numbers of `asked` too.
   """
 
   vocab: pix2seq.Vocabulary | None
@@ -96,18 +97,18 @@ def _sequences(config, num_classes: int) -> Detector:
     tokens = jnp.zeros((1, pix2seq.PER_OBJECT * num), jnp.int32)
     return _split(net.init(key, _images(config), tokens))
 
-  def find(params, model_state, images, rows, key, asked, greedy):
+  def find(params, model_state, images, rows, key, asked):
     out = pix2seq.generate(
       net,
       params,
       images,
       vocab,
-      key=None if greedy else key,
+      key=key,
       max_objects=num,
       model_state=model_state,
-      temperature=0.0 if greedy else asked.temperature,
+      temperature=asked.temperature,
       top_k=config.decode.top_k,
-      top_p=1.0 if greedy else asked.top_p,
+      top_p=asked.top_p,
       top_p_rule=config.decode.top_p_rule,
       constrain=config.decode.constrain,
       stop_at_eos=not found["augment"],
@@ -123,8 +124,8 @@ def _sets(config, num_classes: int) -> Detector:
   net = networks.set_model(config, num_classes)
   weights = matching.Weights(**config.detr.to_dict())
 
-  def find(params, model_state, images, rows, key, asked, greedy):
-    del rows, key, asked, greedy
+  def find(params, model_state, images, rows, key, asked):
+    del rows, key, asked
     out = net.apply({"params": params, **model_state}, images)
     return _said(detr.detections(out))
 
@@ -160,26 +161,19 @@ class Asker:
     given = self._config.decode
     return Asked(given.temperature, given.top_p, given.eos_offset)
 
-  def is_greedy(self, asked: Asked) -> bool:
-    """Whether the best token is taken."""
-    return asked.temperature == 0 or self._config.decode.top_k == 1
-
-  def _program(self, greedy: bool, whole: Any) -> Callable:
+  def _program(self, whole: Any) -> Callable:
     """Gives its results on every process whole."""
-    if (greedy, whole) not in self._programs:
-      run = functools.partial(self._find, greedy)
-      self._programs[greedy, whole] = jax.jit(run, out_shardings=whole)
-    return self._programs[greedy, whole]
+    if whole not in self._programs:
+      self._programs[whole] = jax.jit(self._find, out_shardings=whole)
+    return self._programs[whole]
 
-  def _find(self, greedy, params, model_state, images, rows, key, numbers):
+  def _find(self, params, model_state, images, rows, key, numbers):
     mesh = jax.sharding.get_abstract_mesh()
     ways = dict(mesh.shape).get("data", 1) if not mesh.empty else 1
     if ways > 1 and images.shape[0] % ways == 0:
       images = jax.lax.with_sharding_constraint(images, jax.P("data"))
     asked = Asked(*numbers)
-    return self._detector.find(
-      params, model_state, images, rows, key, asked, greedy
-    )
+    return self._detector.find(params, model_state, images, rows, key, asked)
 
   def on(
     self, state: types.TrainState, asked: Asked | None = None
@@ -191,8 +185,7 @@ class Asker:
       asked: how; None as the config says.
     """
     asked = self.default() if asked is None else asked
-    greedy = self.is_greedy(asked)
-    run = self._program(greedy, state.step.sharding)
+    run = self._program(state.step.sharding)
     key = jax.random.key(self._config.seed)
     numbers = (asked.temperature, asked.top_p, asked.eos_offset)
     numbers = tuple(np.float32(n) for n in numbers)

@@ -169,8 +169,7 @@ def build_decoding(config) -> Experiment:
   """
   check(config)
   detector = detectors.make(config, num_classes(config))
-  asker = detectors.Asker(config, detector)
-  asked = asker.default()
+  asked = detectors.Asker(config, detector).default()
   rows, side = config.eval_batch_size, config.data.image_size
 
   def init(key):
@@ -192,7 +191,6 @@ def build_decoding(config) -> Experiment:
       batch["row"],
       state.step_key(),
       asked,
-      asker.is_greedy(asked),
     )
     out = {"loss": -found.scores.sum(), **found._asdict()}
     return dataclasses.replace(state, step=state.step + 1), out

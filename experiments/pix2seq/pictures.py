@@ -77,6 +77,7 @@ def lines(
   vocab: pix2seq.Vocabulary,
   classes: Sequence[str],
   scores: Sequence[float],
+  least: float = 0.5,
 ) -> list[tuple[str, bool]]:
   """A sequence as lines, an object each, and which of them are believed.
 
@@ -85,6 +86,7 @@ def lines(
     vocab: the tokens.
     classes: names, `vocab.num_classes` or fewer.
     scores: `[T // 5]`; below 0 there is nothing.
+    least: the score from which an object is believed.
   """
   names = [*classes, *(f"class {i}" for i in range(1, vocab.num_classes + 1))]
   words = pix2seq.words(tokens, vocab, names[: vocab.num_classes])
@@ -93,7 +95,7 @@ def lines(
     part = words[i * _WORDS_A_LINE : (i + 1) * _WORDS_A_LINE]
     told = f"  {score:.2f}" if score >= 0 else ""
     coords = " ".join(f"{w:>4}" for w in part[:4])
-    out.append((f"{coords}  {part[4]:<9}{told}", score >= 0.5))
+    out.append((f"{coords}  {part[4]:<9}{told}", score >= least))
   return out
 
 

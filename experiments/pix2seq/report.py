@@ -159,7 +159,9 @@ def _lines(config, num_classes: int, one, classes):
   if not one["tokens"]:
     return []
   vocab = networks.vocabulary(config, num_classes)
-  return pictures.lines(one["tokens"], vocab, classes, one["scores"])
+  return pictures.lines(
+    one["tokens"], vocab, classes, one["scores"], config.score_shown
+  )
 
 
 def _said(made: study.Study, found, num_classes: int) -> list[dict[str, Any]]:

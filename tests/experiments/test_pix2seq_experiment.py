@@ -7,6 +7,7 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +16,7 @@ from experiments.common import launch, stages
 from experiments.pix2seq import (
   asking,
   conditions,
+  detectors,
   experiment,
   predict,
   report,
@@ -22,7 +24,7 @@ from experiments.pix2seq import (
   sets,
 )
 from experiments.pix2seq.configs import detection
-from locojax.core import trees
+from locojax.core import trees, types
 from locojax.data import coco_json
 from locojax.report import results
 from locojax.train import loop, sharding
@@ -138,7 +140,7 @@ def test_a_run_finds_objects_in_other_images(finished, tmp_path):
     predict.detect(str(run), str(tmp_path / "absent"))
 
 
-_SMALL = {"pretrain__num_steps": 0, "model__dropout": 0.1}
+_SMALL = {"pretrain__num_steps": 0}
 
 
 class _Stop(Exception):
@@ -196,20 +198,28 @@ def test_an_interrupted_run_ends_in_the_same_bits_on_any_mesh(tmp_path):
 
 def test_detection_over_eight_devices_is_that_of_one():
   config = _config(**_SMALL)
-  made = experiment.build_decoding(config)
-  state = made.init(jax.random.key(0))
+  detector = detectors.make(config, 4)
+  params, model_state = detector.begin(jax.random.key(0))
   first = scoring.first(config, experiment.load(config).test)
-  batch = {k: np.asarray(first[k]) for k in ("image", "row")}
   found = {}
   for num in (1, 8):
     mesh = sharding.make_mesh({"data": num}, jax.devices()[:num])
+    whole = jax.NamedSharding(mesh, jax.P())
+    state = types.TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      model_state=model_state,
+      opt_state=(),
+      key=jax.random.key(0),
+    )
+    state = jax.device_put(state, whole)
+    asker = detectors.Asker(config, detector)
     with jax.set_mesh(mesh):
-      given = jax.device_put(batch, jax.NamedSharding(mesh, jax.P("data")))
-      here = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
-      _, out = jax.jit(made.step)(here, given)
-    found[num] = {k: np.asarray(v) for k, v in out.items()}
-  np.testing.assert_array_equal(found[8]["tokens"], found[1]["tokens"])
-  np.testing.assert_allclose(found[8]["scores"], found[1]["scores"], rtol=1e-4)
+      found[num] = asker.on(state)(first)
+      drawn = asker.on(state, detectors.Asked(1.0, 0.9))(first)
+    assert np.any(drawn.tokens != found[num].tokens)
+  np.testing.assert_array_equal(found[8].tokens, found[1].tokens)
+  np.testing.assert_allclose(found[8].scores, found[1].scores, rtol=1e-4)
 
 
 def test_the_check_looks_at_step_and_detection():

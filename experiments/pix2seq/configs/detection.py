@@ -158,9 +158,9 @@ def _tiny(config):
   config.sequence.update(max_objects=4, num_bins=32)
   _sizes(config, 16, 1, 2, 32)
   config.pretrain.update(
-    num_steps=2, num_images=32, objects=(1, 3), sides=(8, 16), warmup_steps=1
+    num_steps=4, num_images=32, objects=(1, 3), sides=(8, 16), warmup_steps=1
   )
-  config.pretrain.batch_size = 8
+  config.pretrain.update(batch_size=8, learning_rate=2e-3)
   config.sweeps.update(top_p=(0.4,), eos_offset=(2.0,))
   config.batch_size, config.num_steps, config.warmup_steps = 8, 4, 1
   config.num_evals, config.eval_batch_size, config.log_every = 1, 8, 1

@@ -53,7 +53,7 @@ ROWS = [
   ("tiny", {"decode.top_p": 0.0}, "decode.top_p", "above 0"),
   ("tiny", {"decode.constrain": "slot"}, "decode.constrain", "mean 'slots'"),
   ("tiny", {"sweeps.top_p": (1.5,)}, "sweeps.top_p", "1"),
-  ("tiny", {"pretrain.warmup_steps": 3}, "pretrain.warmup_steps", "at most 2"),
+  ("tiny", {"pretrain.warmup_steps": 5}, "pretrain.warmup_steps", "at most 4"),
   ("tiny", {"pretrain.sides": (8, 33)}, "pretrain.sides", "image_size=32"),
   ("tiny", {"pretrain.num_images": 4}, "pretrain.batch_size", "num_images"),
   ("tiny", {"optimizer.decay": "cosin"}, "optimizer.decay", "mean 'cosine'"),
