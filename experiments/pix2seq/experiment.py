@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.common import programs, stages, study
+from experiments.common import settings as common_settings
 from experiments.pix2seq import (
   asking,
   conditions,
@@ -168,6 +169,7 @@ def build_decoding(config) -> Experiment:
   Its batch is that of evaluation, and what it finds are its metrics.
   """
   check(config)
+  common_settings.divides_mesh(config, "eval_batch_size")
   detector = detectors.make(config, num_classes(config))
   asked = detectors.Asker(config, detector).default()
   rows, side = config.eval_batch_size, config.data.image_size

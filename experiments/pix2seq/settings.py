@@ -231,7 +231,8 @@ def _check_sequence(config) -> None:
 
 def _check_batches(config) -> None:
   settings.divides_mesh(config, "batch_size")
-  settings.divides_mesh(config, "pretrain.batch_size")
+  if config.pretrain.num_steps:
+    settings.divides_mesh(config, "pretrain.batch_size")
   for head in ("", "pretrain."):
     steps = settings.value(config, f"{head}num_steps")
     if steps or not head:

@@ -255,6 +255,7 @@ def _paper(config):
   config.num_steps = 300 * _COCO_IMAGES // 128
   config.warmup_steps = 10 * _COCO_IMAGES // 128
   config.mesh = {"data": 64, "model": 1}
+  config.eval_batch_size = 128
   config.check.update(topology="v5e:8x8")
 
 
@@ -268,6 +269,7 @@ def _paper_vit_l(config):
   config.num_steps = 20 * _COCO_IMAGES // 32
   config.warmup_steps = 2 * _COCO_IMAGES // 32
   config.mesh = {"data": 32, "model": 1}
+  config.eval_batch_size = 32
   config.check.update(topology="v5e:4x8")
 
 
@@ -287,5 +289,4 @@ def _coco(config):
   config.decode.update(temperature=1.0, top_p=0.4, constrain="none")
   config.methods = ("augmented",)
   config.optimizer.update(decay="linear", decay_mask="all", clip_norm=0.0)
-  config.eval_batch_size = config.batch_size
   config.num_evals, config.log_every = 20, 100
