@@ -125,9 +125,7 @@ RULES: dict[str, settings.Rule] = {
   "sweeps.top_p": settings.several(lambda n, x: _top_p(n, x), least=0),
   "sweeps.eos_offset": settings.several(_NUMBER, least=0),
   **dict.fromkeys(("learning_rate", "pretrain.learning_rate"), checks.positive),
-  "optimizer.decay": lambda name, found: settings.made(
-    name, pix2seq.pix2seq_schedule, 1.0, 1, decay=checks.text(name, found)
-  ),
+  "optimizer.decay": lambda name, found: _decay(name, found),
   "optimizer.end": settings.share,
   "optimizer.decay_mask": settings.choice(optimizer.DECAY_MASKS),
   **dict.fromkeys(
@@ -139,7 +137,13 @@ RULES: dict[str, settings.Rule] = {
 
 
 def _activation(name: str, found: str) -> str:
-  settings.made(name, networks.activation, checks.text(name, found))
+  settings.made("model", networks.activation, checks.text(name, found))
+  return found
+
+
+def _decay(name: str, found: str) -> str:
+  decay = checks.text(name, found)
+  settings.made("optimizer", pix2seq.pix2seq_schedule, 1.0, 1, decay=decay)
   return found
 
 
@@ -159,10 +163,8 @@ def check(config) -> None:
   _check_sequence(config)
   _check_batches(config)
   if config.augment.low > config.augment.high:
-    high = config.augment.high
-    checks.refuse(
-      "augment.low", config.augment.low, f"at most {high}, the high"
-    )
+    most = f"at most augment.high={config.augment.high}"
+    checks.refuse("augment.low", config.augment.low, most)
   _check_canvases(config)
   if config.needs_data:
     _check_data(config)

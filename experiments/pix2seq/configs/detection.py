@@ -35,6 +35,33 @@ def get_config(variant: str = "cpu") -> ConfigDict:
   config.method = "augmented"
   # A run is a method, or the pre-training on canvases that methods begin with.
   config.stage = "detect"
+  _defaults_of_data(config)
+  _defaults_of_models(config)
+  # What else finished runs are asked with; of the first for methods with noise
+  # objects, of the second for those that stop at the end of the sequence.
+  config.sweeps = {
+    "top_p": (0.1, 0.2, 0.4, 0.6, 0.8, 0.9),
+    "eos_offset": (-2.0, -1.0, 1.0, 2.0, 4.0),
+  }
+  config.learning_rate, config.warmup_steps = 2e-3, 100
+  config.batch_size, config.num_steps = 32, 1800
+  # Processes that read ahead; 0 reads by threads.
+  config.num_workers = 0
+  config.num_evals, config.eval_batch_size = 4, 100
+  config.log_every, config.save_every = 20, 0
+  config.num_pictures, config.score_shown = 6, 0.5
+  config.seeds, config.seed = (0, 1, 2), 0
+  config.needs_data = True
+  config.profile = {"start": 0, "num_steps": 0}
+  config.results = ""
+  config.mesh = {"data": -1, "model": 1}
+  config.check = {"topology": "", "hbm_bytes": 0}
+  globals()[f"_{variant}"](config)
+  return config.lock()
+
+
+def _defaults_of_data(config):
+  """Images, augmentations, sequences, and canvases to begin with."""
   config.data = {
     "name": "shapes",
     "data_dir": "",
@@ -71,7 +98,19 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     "eos_weight": 0.1,
     "jitter": 0.1,
   }
-  config.detr = {"label": 1.0, "l1": 5.0, "giou": 2.0, "no_object": 0.1}
+  config.pretrain = {
+    "num_steps": 0,
+    "num_images": 8192,
+    "objects": (1, 12),
+    "sides": (8, 40),
+    "learning_rate": 1e-3,
+    "batch_size": 32,
+    "warmup_steps": 100,
+  }
+
+
+def _defaults_of_models(config):
+  """Both kinds, how they are asked, and the optimiser."""
   config.model = {
     "preset": "tiny",
     # What differs from the preset.
@@ -104,21 +143,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     "constrain": "slots",
     "eos_offset": 0.0,
   }
-  # What else finished runs are asked with; of the first for methods with noise
-  # objects, of the second for those that stop at the end of the sequence.
-  config.sweeps = {
-    "top_p": (0.1, 0.2, 0.4, 0.6, 0.8, 0.9),
-    "eos_offset": (-2.0, -1.0, 1.0, 2.0, 4.0),
-  }
-  config.pretrain = {
-    "num_steps": 0,
-    "num_images": 8192,
-    "objects": (1, 12),
-    "sides": (8, 40),
-    "learning_rate": 1e-3,
-    "batch_size": 32,
-    "warmup_steps": 100,
-  }
+  config.detr = {"label": 1.0, "l1": 5.0, "giou": 2.0, "no_object": 0.1}
   config.optimizer = {
     "decay": "cosine",
     "end": 0.01,
@@ -128,21 +153,6 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     "b2": 0.95,
     "clip_norm": 1.0,
   }
-  config.learning_rate, config.warmup_steps = 2e-3, 100
-  config.batch_size, config.num_steps = 32, 1800
-  # Processes that read ahead; 0 reads by threads.
-  config.num_workers = 0
-  config.num_evals, config.eval_batch_size = 4, 100
-  config.log_every, config.save_every = 20, 0
-  config.num_pictures, config.score_shown = 6, 0.5
-  config.seeds, config.seed = (0, 1, 2), 0
-  config.needs_data = True
-  config.profile = {"start": 0, "num_steps": 0}
-  config.results = ""
-  config.mesh = {"data": -1, "model": 1}
-  config.check = {"topology": "", "hbm_bytes": 0}
-  globals()[f"_{variant}"](config)
-  return config.lock()
 
 
 def _sizes(config, width, num_layers, num_heads, hidden_size):
