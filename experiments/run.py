@@ -117,6 +117,8 @@ def _check(config: Any) -> int:
       raise ValueError("--config is missing: it must name a config file.")
     launch.check_settings(config, mode="check")
     print(launch.check_report(config).text)
+    for name, report in launch.more_check_reports(config).items():
+      print(f"\n{name}\n\n{report.text}")
   except commands.MISTAKES as error:
     commands.refuse(error, debug=_DEBUG.value)
     return 1

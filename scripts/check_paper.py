@@ -94,8 +94,20 @@ def row(text: str, topology: str, report: check.Report) -> dict[str, Any]:
   }
 
 
+def _more(text: str, config: Any) -> dict[str, dict[str, Any]]:
+  """Rows of what a config has besides its step, such as generation."""
+  out, start = {}, time.perf_counter()
+  for name, report in launch.more_check_reports(config).items():
+    print(f"\n{name}\n\n{report.text}", flush=True)
+    found = row(text, config.check.topology, report)
+    own = {"config": f"{text} {name}", "name": f"{found['name']} {name}"}
+    out[own["config"]] = found | own
+  share = (time.perf_counter() - start) / max(len(out), 1)
+  return {key: {**r, "check_seconds": share} for key, r in out.items()}
+
+
 def _save(path: pathlib.Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
-  configs = " ".join(f"--config {text}" for text in rows)
+  configs = " ".join(f"--config {text}" for text in rows if " " not in text)
   results.save(
     path,
     command=f"python -m scripts.check_paper --results {path} {configs}",
@@ -130,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       print(report.text, flush=True)
       rows[text] = row(text, config.check.topology, report)
       rows[text]["check_seconds"] = time.perf_counter() - start
+      _save(args.results, rows)
+      rows |= _more(text, config)
       _save(args.results, rows)
   except ValueError as error:
     print(f"error: {text}: {error}", file=sys.stderr)

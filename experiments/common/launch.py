@@ -109,14 +109,31 @@ def check_report(config: Any) -> Any:
     ValueError: a setting of `config.check` that there is not; and all of
       `locojax.train.check.run`.
   """
+  return _check_report(config, module_of(config).build(config))
+
+
+def more_check_reports(config: Any) -> dict[str, Any]:
+  """The same of what the module has besides its step, by name.
+
+  A module may have `checked(config) -> {name: Experiment}`: programs that are
+  as large as a step, such as generation, in the form of one.
+
+  Raises:
+    ValueError: as `check_report`.
+  """
+  checked = getattr(module_of(config), "checked", None)
+  found = {} if checked is None else checked(config)
+  return {name: _check_report(config, made) for name, made in found.items()}
+
+
+def _check_report(config: Any, made: Any) -> Any:
   from locojax.train import check  # only this mode compiles for other devices
 
-  module = module_of(config)
   settings = dict(config.get("check", {}))
   for name in settings:
     checks.one_of("config.check", name, CHECK_SETTINGS)
   return check.run(
-    module.build(config),
+    made,
     axes=dict(config.mesh),
     topology=settings.pop("topology", None) or None,
     **{name: value or None for name, value in settings.items()},

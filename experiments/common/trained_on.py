@@ -22,6 +22,8 @@ from locojax.train import folder as run_folder
 _TFDS = {
   **{name: name for name in datasets.DATASETS if name != "digits"},
   "emoji": "emoji_pairs",
+  **{name: name for name in ("bccd", "coco128")},
+  "coco": "coco/2017",
 }
 _OWN = ("folder", "roles", "file")
 _INTERPRETER = ("python", "stdlib")
@@ -56,7 +58,8 @@ def _entries(
   data: Mapping[str, Any], noises: Sequence[Any]
 ) -> Iterator[tuple[str, Callable[[], str | None]]]:
   names = data.get("names") or [data.get("name")]
-  for name in (*names, *data.get("backbone", ())):
+  more = (*data.get("backbone", ()), *data.get("sprites", ()))
+  for name in (*names, *more):
     yield str(name), functools.partial(_of_set, name, data)
   for file in ("tokenizer", "checkpoint"):
     if data.get(file):
@@ -76,7 +79,7 @@ def of_data(
 
   Args:
     data: with `name` or `names`, and if need be `data_dir`, `path`,
-      `tokenizer`, `checkpoint`, and `backbone`, more names.
+      `tokenizer`, `checkpoint`, and `backbone` and `sprites`, more names.
     noises: kinds of label noise; human labels are files of their own.
 
   Returns:

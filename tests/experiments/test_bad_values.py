@@ -27,7 +27,10 @@ CONFIGS = {
   f"{path.parts[-3]}_{path.stem}": path.relative_to(ROOT)
   for path in sorted((ROOT / "experiments").glob("*/configs/*.py"))
 }
-PREPARED = ("mnist", "fashion_mnist", "cifar10", "emoji_pairs")
+PREPARED = (
+  *("mnist", "fashion_mnist", "cifar10", "emoji_pairs"),
+  *("bccd", "coco128"),
+)
 
 
 def _rows(name: str):

@@ -32,6 +32,7 @@ CASES = {
   "dp_ftrl.next_word": ("experiment", "fit"),
   "limoe.pairs": ("experiment", "fit"),
   "l2p.streams": ("experiment", "fit"),
+  "pix2seq.detection": ("experiment", "fit"),
 }
 
 

@@ -255,3 +255,26 @@ def test_clusters_are_left_to_jax(env, monkeypatch):
   )
   distributed.initialise(env)
   assert seen == [{}]
+
+
+@pytest.mark.slow
+def test_detection_over_two_processes_is_that_of_one(tmp_path):
+  parts = {}
+  for count in (1, 2):
+    folder = tmp_path / str(count)
+    _run(folder, count, config="tests/experiments/pix2seq_config.py")
+    where = folder / "augmented" / "seed_0"
+    rows = [
+      json.loads(line)
+      for line in (where / "metrics.jsonl").read_text().splitlines()
+    ]
+    for row in rows:
+      row.pop("seconds")
+    found = json.loads((where / "detections.json").read_text())
+    parts[count] = rows, found
+    assert (folder / "detections.png").exists()
+  _close(parts[2][0], parts[1][0], rel=1e-3)
+  told = lambda found: sorted(
+    (d["image_id"], d["category_id"], *d["bbox"]) for d in found
+  )
+  assert told(parts[2][1]) == told(parts[1][1])

@@ -1,0 +1,65 @@
+"""Vocabulary and models of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.pix2seq import conditions, detr
+from locojax.methods import pix2seq, smelu
+from locojax.nn import vit
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+  """By name, such as `gelu` (the exact one), `relu` or `smelu:0.5`.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  return vit.EXACT_GELU if name == "gelu" else smelu.get_activation(name)
+
+
+def sequence(config) -> dict[str, Any]:
+  """The settings of sequences, with what the method changes."""
+  changes = conditions.CONDITIONS[config.method].sequence
+  return {**config.sequence.to_dict(), **changes}
+
+
+def vocabulary(config, num_classes: int) -> pix2seq.Vocabulary:
+  """The tokens of a config.
+
+  Args:
+    config: with a method.
+    num_classes: labels are 1 to this.
+  """
+  found = sequence(config)
+  return pix2seq.Vocabulary(
+    num_classes, found["num_bins"], layout=found["layout"]
+  )
+
+
+def model(config, vocab_size: int) -> pix2seq.Pix2Seq:
+  """The model of a config."""
+  settings = config.model.to_dict()
+  least = pix2seq.PER_OBJECT * config.sequence.max_objects
+  return pix2seq.preset(
+    settings["preset"],
+    vocab_size,
+    max_len=settings["max_len"] or least,
+    encoder=settings["encoder"],
+    decoder=settings["decoder"],
+    activation=activation(settings["activation"]),
+    dtype=jnp.dtype(settings["dtype"]),
+    **{k: settings[k] for k in ("dropout", "drop_path", "scan", "remat")},
+  )
+
+
+def set_model(config, num_classes: int) -> detr.Detr:
+  """Set prediction with the encoder, bridge and blocks of that model."""
+  # Of its decoder only the sizes are used.
+  return detr.from_pix2seq(
+    model(config, 1), num_classes, config.sequence.max_objects
+  )
