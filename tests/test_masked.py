@@ -17,12 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from locojax.core import class_masks, labels, metrics
+from locojax.core import arrays, class_masks, labels, metrics
 from locojax.methods import ciw, continual, l2p, limoe, smelu
 from locojax.methods.ciw import instance as ciw_instance
 from locojax.methods.limoe import auxiliary, dispatch, routing
 from locojax.methods.smelu import recommender
-from locojax.nn import attention, mlp, recurrent, resnet, transformer
+from locojax.nn import (
+  attention,
+  mlp,
+  recurrent,
+  resnet,
+  resnet_v1,
+  transformer,
+)
 
 KEY = jax.random.key(0)
 # The last rows, so that a position of what is left does not move.
@@ -219,7 +226,7 @@ def _normalised_row(module, x, **train):
       train=True,
       mutable=["batch_stats"],
     )
-    y = jnp.where(mask[:, None] != 0, jnp.sin(y), 0).sum(axis=0)
+    y = arrays.kept(jnp.sin(y), mask).sum(axis=0)
     stats = jax.lax.stop_gradient(jax.tree.leaves(new))
     return {"y": y, **{f"statistic {i}": s for i, s in enumerate(stats)}}
 
@@ -437,6 +444,11 @@ def _table() -> dict[str, Callable[[], Row]]:
     "resnet": lambda: _normalised_row(
       resnet.PreActResNet(num_classes=2, stage_sizes=(1,), width=2),
       _normal(N, 4, 4, 1),
+      train=True,
+    ),
+    "resnet_v1": lambda: _normalised_row(
+      resnet_v1.ResNet(variant="c3", width=2, stage_sizes=(1, 1, 1, 1)),
+      _normal(N, 8, 8, 1),
       train=True,
     ),
     "ciw_loss": lambda: Row(

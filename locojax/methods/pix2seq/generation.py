@@ -112,7 +112,7 @@ def generate(
     max_new_tokens=num,
     sampler=sampler,
     key=key,
-    num_samples=num_samples or 1,
+    num_samples=1 if num_samples is None else num_samples,
     stop_tokens=(vocab.eos,) if stop_at_eos else (),
     pad_token=vocab.eos,
     constraint=rule,

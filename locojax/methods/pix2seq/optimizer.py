@@ -77,7 +77,7 @@ def pix2seq_schedule(
 
   def value(p):
     if name == "linear":
-      return 1 - (1 - end) * p
+      return end + (1 - end) * (1 - p)
     if name == "cosine":
       cosine = jnp.cos(jnp.pi * p * (1.0 if rate is None else rate))
       return end + (1 - end) * 0.5 * (1 + cosine)

@@ -129,7 +129,8 @@ def _make(
       model, params, model_state, batch["image"], told, mask, train, dropped
     )
     weights = told.weights * _weights(batch, mask)[:, None]
-    losses = labels_lib.spoil(score(logits, told.targets), _bad(batch, vocab))
+    bad = _bad(batch, mask, vocab)
+    losses = labels_lib.spoil(score(logits, told.targets), bad)
     found, counts = loss.token_scores(logits, told.targets, weights)
     found = {k: metrics.mean(v, counts) for k, v in found.items()}
     return losses, weights, found, state
@@ -170,11 +171,12 @@ def _weights(batch: types.Batch, mask: jax.Array | None) -> jax.Array:
   return weights if mask is None else weights * (jnp.asarray(mask) != 0)
 
 
-def _bad(batch: types.Batch, vocab: vocabulary.Vocabulary) -> jax.Array:
+def _bad(batch, mask, vocab: vocabulary.Vocabulary) -> jax.Array:
   """`[B]`: images with a label that is none."""
   labels = checks.index_array("labels", batch["labels"])
   good = (labels >= 1) & (labels <= vocab.num_classes)
-  return jnp.any(jnp.asarray(batch["valid"]) & ~good, axis=-1)
+  bad = jnp.any(jnp.asarray(batch["valid"]) & ~good, axis=-1)
+  return bad if mask is None else bad & (jnp.asarray(mask) != 0)
 
 
 def make_losses_fn(

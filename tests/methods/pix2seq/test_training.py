@@ -118,7 +118,7 @@ def test_instance_weights_compose():
   batch = small.batch()
   loss, _ = jax.jit(weighted)(params, {}, batch, KEY)
   each, _ = jax.jit(losses_fn)(params, {}, batch, KEY)
-  weights = ciw.instance_weights(each, config)
+  weights = ciw.weights_at(each, config)
   np.testing.assert_allclose(loss, np.sum(weights * each), rtol=1e-5)
 
 
