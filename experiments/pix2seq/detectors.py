@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,7 +43,7 @@ class Detector:
   Attributes:
     vocab: the tokens; None of set prediction.
     stops: whether sequences end by themselves.
-    loss: a `LossFn`.
+    loss: a `LossFn`; images of its batch are bytes.
     begin: parameters and model state of a key.
     find: `(params, model_state, images, rows, key, asked) -> scoring.Found`;
       rows name the images for the key; traceable, the numbers of `asked` too.
@@ -70,6 +71,17 @@ def make(config, num_classes: int) -> Detector:
 def _images(config) -> jax.Array:
   side = config.data.image_size
   return jnp.zeros((1, side, side, 3), jnp.float32)
+
+
+def _prepared(config, loss: types.LossFn) -> types.LossFn:
+  """The loss of images as the model sees them."""
+
+  @functools.wraps(loss)
+  def of_bytes(params, model_state, batch, key):
+    images = networks.prepared(config, batch["image"])
+    return loss(params, model_state, {**batch, "image": images}, key)
+
+  return of_bytes
 
 
 def _split(variables: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -101,7 +113,7 @@ def _sequences(config, num_classes: int) -> Detector:
     out = pix2seq.generate(
       net,
       params,
-      images,
+      networks.prepared(config, images),
       vocab,
       key=key,
       max_objects=num,
@@ -117,7 +129,9 @@ def _sequences(config, num_classes: int) -> Detector:
     )
     return _said(out)
 
-  return Detector(vocab, not found["augment"], loss, begin, find)
+  return Detector(
+    vocab, not found["augment"], _prepared(config, loss), begin, find
+  )
 
 
 def _sets(config, num_classes: int) -> Detector:
@@ -126,13 +140,14 @@ def _sets(config, num_classes: int) -> Detector:
 
   def find(params, model_state, images, rows, key, asked):
     del rows, key, asked
+    images = networks.prepared(config, images)
     out = net.apply({"params": params, **model_state}, images)
     return _said(detr.detections(out))
 
   return Detector(
     vocab=None,
     stops=False,
-    loss=detr.make_loss_fn(net, weights),
+    loss=_prepared(config, detr.make_loss_fn(net, weights)),
     begin=lambda key: _split(net.init(key, _images(config))),
     find=find,
   )

@@ -22,6 +22,28 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
   return vit.EXACT_GELU if name == "gelu" else smelu.get_activation(name)
 
 
+PIXELS = ("unit", "standardised")
+
+
+def prepared(config, images: jax.Array) -> jax.Array:
+  """Bytes as the model sees them, float32 `[B, H, W, 3]`.
+
+  `unit`: in [0, 1], as in the released code. `standardised`: less the mean of
+  the image, over its standard deviation. Small models learn much faster from
+  that where the colours of images differ a lot.
+
+  Args:
+    config: with `model.pixels`.
+    images: `[B, H, W, 3]` uint8.
+  """
+  x = images.astype(jnp.float32) / 255
+  if config.model.pixels == "unit":
+    return x
+  mean = x.mean(axis=(1, 2, 3), keepdims=True)
+  std = x.std(axis=(1, 2, 3), keepdims=True)
+  return (x - mean) / jnp.maximum(std, 1 / 255)
+
+
 def sequence(config) -> dict[str, Any]:
   """The settings of sequences, with what the method changes."""
   changes = conditions.CONDITIONS[config.method].sequence

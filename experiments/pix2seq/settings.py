@@ -110,6 +110,7 @@ RULES: dict[str, settings.Rule] = {
   "model.decoder": settings.group(
     {k: v for k, v in _SIZES.items() if k != "width"}
   ),
+  "model.pixels": settings.choice(networks.PIXELS),
   "model.activation": lambda name, found: _activation(name, found),
   **dict.fromkeys(("model.dropout", "model.drop_path"), settings.decay),
   "model.max_len": _COUNT,

@@ -127,6 +127,7 @@ def _defaults_of_models(config):
       "num_heads": 4,
       "hidden_size": 256,
     },
+    "pixels": "standardised",
     "activation": "gelu",
     "dropout": 0.0,
     "drop_path": 0.0,
@@ -289,6 +290,7 @@ def _coco(config):
   config.sequence.max_objects = 100
   config.model.encoder, config.model.decoder = ConfigDict(), ConfigDict()
   config.model.update(
+    pixels="unit",
     dropout=0.1,
     drop_path=0.1,
     max_len=512,

@@ -44,6 +44,7 @@ ROWS = [
   ("tiny", {"model.decoder.num_heads": 3}, "model_size", "num_heads=3"),
   ("tiny", {"model.encoder.depth": 50}, "model.encoder.depth", "a ResNet's"),
   ("paper", {"model.encoder.patch_size": 8}, "patch_size", "a ViT's"),
+  ("tiny", {"model.pixels": "units"}, "model.pixels", "mean 'unit'"),
   ("tiny", {"model.activation": "gelo"}, "model.activation", "gelu"),
   ("tiny", {"model.dropout": 1.0}, "model.dropout", "1.0)"),
   ("tiny", {"model.max_len": 19}, "model.max_len", "20 or more"),
