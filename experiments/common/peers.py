@@ -10,8 +10,9 @@ import contextlib
 import json
 import pathlib
 import subprocess
+import tempfile
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from locojax.core import checks
@@ -102,3 +103,37 @@ def stepper(command: Sequence[str]) -> Iterator[Stepper]:
     yield made
   finally:
     made.close()
+
+
+@contextlib.contextmanager
+def steppers(
+  script: pathlib.Path,
+  options: Mapping[str, Any],
+  ways: Mapping[str, Sequence[str]],
+  *,
+  python: str | None,
+  packages: Sequence[str],
+) -> Iterator[dict[str, Stepper]]:
+  """Steppers of one script, which are ended at the end.
+
+  Args:
+    script: of the peer.
+    options: its flags, the same for all.
+    ways: name of a stepper -> more flags.
+    python: the Python of an environment that has the packages; None makes one,
+      and removes it at the end.
+    packages: names in `VERSIONS`.
+
+  Yields:
+    The steppers by name.
+  """
+  flags = [f"--{name}={value}" for name, value in options.items()]
+  with contextlib.ExitStack() as stack:
+    if python is None:
+      folder = stack.enter_context(tempfile.TemporaryDirectory())
+      python = environment(pathlib.Path(folder) / "venv", pins(*packages))
+    command = [python, "-P", str(script), *flags]
+    yield {
+      name: stack.enter_context(stepper([*command, *more]))
+      for name, more in ways.items()
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -121,3 +121,28 @@ def fit_or_diverge(
       files.write_json(folder / DIVERGED, found)
     distributed.sync("diverged.json")
   return result(folder)
+
+
+def fit_once(
+  build: Callable[[Any], experiment.Experiment],
+  config: Any,
+  folder: pathlib.Path,
+  **settings,
+) -> dict[str, Any]:
+  """`fit_or_diverge`, where a finished run builds nothing and is its result.
+
+  Args:
+    build: makes the experiment of a config.
+    config: with `log_every` and `save_every`, and what `fit` needs.
+    folder: of the run.
+    **settings: of `loop.fit`, over these two; `may_differ` as in `finished`.
+
+  Raises:
+    ValueError: the folder has a finished run of another config.
+  """
+  may_differ = settings.get("may_differ", ())
+  found = finished(config, folder, may_differ=may_differ)
+  if found is not None:
+    return found
+  every = {k: config[k] for k in ("log_every", "save_every")}
+  return fit_or_diverge(build(config), config, folder, **{**every, **settings})

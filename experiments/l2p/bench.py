@@ -34,7 +34,6 @@ import functools
 import pathlib
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -308,15 +307,10 @@ def peer_programs(python: str | None, preset: str, image_size: int, batch: int):
   model = f"vit_{TIMM_SIZES[size]}_patch{patch}_224"
   sizes = {"model": model, "image-size": image_size, "batch": batch}
   options = {**sizes, "threads": timing.num_cores()}
-  flags = [f"--{name}={value}" for name, value in options.items()]
-  with contextlib.ExitStack() as stack:
-    if python is None:
-      folder = stack.enter_context(tempfile.TemporaryDirectory())
-      where = pathlib.Path(folder) / "venv"
-      python = peers.environment(where, peers.pins(*_PACKAGES))
-    command = [python, "-P", str(_PEER), *flags]
-    enter = lambda *more: stack.enter_context(peers.stepper([*command, *more]))
-    made = {"peer": enter(), "peer_fused": enter("--fused")}
+  ways = {"peer": (), "peer_fused": ("--fused",)}
+  with peers.steppers(
+    _PEER, options, ways, python=python, packages=_PACKAGES
+  ) as made:
     told = made["peer"].told
     versions = ", ".join(f"{n} {told[n]}" for n in ("torch", "timm"))
     threads = f"{told['threads']} threads"

@@ -314,17 +314,7 @@ def fit(config, folder: pathlib.Path) -> Mapping[str, Any]:
   Raises:
     ValueError: the folder has a finished run of another config.
   """
-  found = stages.finished(config, folder, may_differ=_NOT_IN_A_RUN)
-  if found is not None:
-    return found
-  return stages.fit_or_diverge(
-    build(config),
-    config,
-    folder,
-    log_every=config.log_every,
-    save_every=config.save_every,
-    may_differ=_NOT_IN_A_RUN,
-  )
+  return stages.fit_once(build, config, folder, may_differ=_NOT_IN_A_RUN)
 
 
 def final(config, folder: pathlib.Path):

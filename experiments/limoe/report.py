@@ -91,12 +91,7 @@ def _figure(config, workdir, path: pathlib.Path) -> pathlib.Path:
     )
     for k in accuracy
   ]
-  data = {
-    (c, i): curves.average([runs.series(r, panel.key) for r in own])
-    for c, own in found.items()
-    for i, panel in enumerate(panels)
-    if own and panel.key in set(own[0].keys())
-  }
+  data = curves.averages(found, panels, partial=True)
   return curves.draw(data, list(found), panels, path)
 
 

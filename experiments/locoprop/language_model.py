@@ -246,17 +246,7 @@ def build(config) -> experiment.Experiment:
 
 def fit(config, folder: pathlib.Path) -> Mapping[str, Any]:
   """Trains one run; its result, or the reason why it diverged."""
-  found = stages.finished(config, folder, may_differ=_NOT_IN_A_RUN)
-  if found is not None:
-    return found
-  return stages.fit_or_diverge(
-    build(config),
-    config,
-    folder,
-    log_every=config.log_every,
-    save_every=config.save_every,
-    may_differ=_NOT_IN_A_RUN,
-  )
+  return stages.fit_once(build, config, folder, may_differ=_NOT_IN_A_RUN)
 
 
 def _folder(workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
@@ -292,11 +282,7 @@ def _draw(made: study.Study, path: pathlib.Path) -> pathlib.Path:
     curves.Panel(LOSS, x=x, title=f"equal {x}", y_label="test loss")
     for x in ("step", "seconds")
   ]
-  data = {
-    (method, i): curves.average([runs.series(r, LOSS, x=p.x) for r in several])
-    for method, several in groups.items()
-    for i, p in enumerate(panels)
-  }
+  data = curves.averages(groups, panels)
   return curves.draw(data, list(groups), panels, path)
 
 

@@ -28,7 +28,6 @@ import functools
 import pathlib
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -145,17 +144,12 @@ def measure(
 def peer_programs(args: argparse.Namespace):
   """The peer with a fused attention and without; and its versions."""
   names = ("batch", "side", "objects", "layers", "heads", "width")
-  flags = [f"--{name}={getattr(args, name)}" for name in names]
-  flags += [f"--vocab={VOCAB.size}", f"--threads={timing.num_cores()}"]
-  with contextlib.ExitStack() as stack:
-    python = args.peer
-    if python is None:
-      folder = stack.enter_context(tempfile.TemporaryDirectory())
-      where = pathlib.Path(folder) / "venv"
-      python = peers.environment(where, peers.pins(*_PACKAGES))
-    command = [python, "-P", str(_PEER), *flags]
-    enter = lambda *more: stack.enter_context(peers.stepper([*command, *more]))
-    made = {"peer": enter(), "peer_eager": enter("--eager")}
+  options = {name: getattr(args, name) for name in names}
+  options |= {"vocab": VOCAB.size, "threads": timing.num_cores()}
+  ways = {"peer": (), "peer_eager": ("--eager",)}
+  with peers.steppers(
+    _PEER, options, ways, python=args.peer, packages=_PACKAGES
+  ) as made:
     told = made["peer"].told
     versions = ", ".join(f"{n} {told[n]}" for n in ("torch", "transformers"))
     yield made, f"{versions}, {told['threads']} threads"

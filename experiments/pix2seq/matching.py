@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from locojax.core import arrays, checks
+from locojax.core import boxes as layouts
 
 _TINY = 1e-7
 
@@ -38,8 +39,8 @@ WEIGHTS = Weights()
 
 
 def _corners(boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
-  middle, size = boxes[..., :2], boxes[..., 2:]
-  return middle - size / 2, middle + size / 2
+  corners = layouts.cxcywh_to_yxyx(boxes)
+  return corners[..., :2], corners[..., 2:]
 
 
 def generalised_iou(boxes: jax.Array, others: jax.Array) -> jax.Array:

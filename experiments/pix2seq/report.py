@@ -112,12 +112,7 @@ def _figure(config, workdir, path: pathlib.Path) -> pathlib.Path:
     curves.Panel(key=k, title=title, y_label=title, y_limits=(0, None))
     for k, title in _PANELS.items()
   ]
-  data = {
-    (m, i): curves.average([runs.series(r, panel.key) for r in own])
-    for m, own in found.items()
-    for i, panel in enumerate(panels)
-    if own and panel.key in set(own[0].keys())
-  }
+  data = curves.averages(found, panels, partial=True)
   return curves.draw(data, list(found), panels, path)
 
 

@@ -106,12 +106,11 @@ class Document:
     Raises:
       ValueError: an edit is outside its text.
     """
-    text, lines, changes = self.text, self.lines, []
-    for edit in edits:
+    text, changes = self.text, []
+    for i, edit in enumerate(edits):
       checks.int_in_range("end", edit.end, edit.start, len(text))
-      changes.append(_change(lines, edit))
+      changes.append(_change(Lines(text) if i else self.lines, edit))
       text = text[: edit.start] + edit.text + text[edit.end :]
-      lines = Lines(text)
     check_text(text)
     return Document(self.uri, text, self.version + 1), changes
 

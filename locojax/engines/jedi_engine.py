@@ -16,10 +16,8 @@ from locojax.engines.documents import Document
 from locojax.engines.local import LocalEngine
 from locojax.engines.positions import Lines
 from locojax.engines.types import (
-  ARITY,
-  REFERENCE,
+  SEMANTIC,
   SYNTAX,
-  TYPE,
   CompletionList,
   Diagnostic,
   EngineAbsent,
@@ -91,8 +89,7 @@ class JediEngine(LocalEngine):
       )
       for e in self._script(document).get_syntax_errors()
     )
-    unchecked = frozenset({REFERENCE, ARITY, TYPE})
-    return Report(found, document.version, unchecked)
+    return Report(found, document.version, SEMANTIC)
 
   def _signature(
     self, document: Document, position: Position

@@ -18,10 +18,8 @@ from locojax.engines.documents import Document
 from locojax.engines.local import LocalEngine
 from locojax.engines.positions import Lines
 from locojax.engines.types import (
-  ARITY,
-  REFERENCE,
+  SEMANTIC,
   SYNTAX,
-  TYPE,
   CompletionList,
   Diagnostic,
   EngineAbsent,
@@ -102,8 +100,7 @@ class SyntaxEngine(LocalEngine):
       )
       for node in _errors(self._tree(document))
     ]
-    unchecked = frozenset({REFERENCE, ARITY, TYPE})
-    return Report(tuple(found), document.version, unchecked)
+    return Report(tuple(found), document.version, SEMANTIC)
 
   def _complete(self, document: Document, position: Position) -> CompletionList:
     """Identifiers of the file that begin as the one at the cursor does."""

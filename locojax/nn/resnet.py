@@ -20,6 +20,22 @@ NORMS = ("batch", "group")
 SHORTCUTS = ("activated", "input")
 
 
+def check_images(images: jax.Array, mask: jax.Array | None) -> None:
+  """Refuses what is no batch of images of floats, or a mask of another batch.
+
+  Raises:
+    ValueError: names the shape and the dtype.
+  """
+  floats = jnp.issubdtype(images.dtype, jnp.floating)
+  if images.ndim != 4 or not floats:
+    raise ValueError(
+      f"images of shape {images.shape} and dtype {images.dtype} are not "
+      "allowed: they must be [batch, height, width, channels], floats."
+    )
+  if mask is not None:
+    checks.same_shape("mask", mask.shape, "images[:, 0]", images.shape[:1])
+
+
 class _Norm(nn.Module):
   """Batch or group normalisation, then the activation; see `PreActResNet`."""
 
@@ -130,14 +146,7 @@ class PreActResNet(nn.Module):
     checks.float_dtype("dtype", self.dtype)
     checks.one_of("norm", self.norm, NORMS)
     checks.one_of("shortcut", self.shortcut, SHORTCUTS)
-    floats = jnp.issubdtype(images.dtype, jnp.floating)
-    if images.ndim != 4 or not floats:
-      raise ValueError(
-        f"images of shape {images.shape} and dtype {images.dtype} are not "
-        "allowed: they must be [batch, height, width, channels], floats."
-      )
-    if mask is not None:
-      checks.same_shape("mask", mask.shape, "images[:, 0]", images.shape[:1])
+    check_images(images, mask)
 
   @nn.compact
   def __call__(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from locojax.core import arrays, checks
-from locojax.nn import norms
+from locojax.nn import norms, resnet
 
 # Blocks in each stage by depth.
 DEPTHS = {
@@ -165,14 +165,7 @@ class ResNet(nn.Module):
   def _check(self, images, mask) -> None:
     checks.positive_int("width", self.width)
     checks.float_dtype("dtype", self.dtype)
-    floats = jnp.issubdtype(images.dtype, jnp.floating)
-    if images.ndim != 4 or not floats:
-      raise ValueError(
-        f"images of shape {images.shape} and dtype {images.dtype} are not "
-        "allowed: they must be [batch, height, width, channels], floats."
-      )
-    if mask is not None:
-      checks.same_shape("mask", mask.shape, "images[:, 0]", images.shape[:1])
+    resnet.check_images(images, mask)
 
   def _stem(self, layer, x, mode):
     act = self.activation

@@ -106,6 +106,42 @@ class Panel:
   x_limits: tuple[float | None, float | None] = (None, None)
 
 
+def _has(run: runs_lib.Run, key: str) -> bool:
+  return any(key in line for line in run.metrics)
+
+
+def averages(
+  groups: Mapping[str, Sequence[runs_lib.Run]],
+  panels: Sequence[Panel],
+  *,
+  band: str = "range",
+  steps_per_epoch: float | None = None,
+  partial: bool = False,
+) -> dict[tuple[str, int], Curve]:
+  """What `draw` takes of runs: a curve for each label and panel.
+
+  Args:
+    groups, panels, band, steps_per_epoch: as of `plot`.
+    partial: whether groups without runs, and panels whose metric the first run
+      of a group lacks, are left out.
+
+  Raises:
+    ValueError: a metric that a run lacks; without `partial` no runs.
+  """
+  return {
+    (label, i): average(
+      [
+        runs_lib.series(r, p.key, x=p.x, steps_per_epoch=steps_per_epoch)
+        for r in group
+      ],
+      band=band,
+    )
+    for label, group in groups.items()
+    for i, p in enumerate(panels)
+    if not partial or (group and _has(group[0], p.key))
+  }
+
+
 def plot(
   groups: Mapping[str, Sequence[runs_lib.Run]],
   panels: Sequence[Panel],
@@ -136,17 +172,7 @@ def plot(
   """
   if not groups or not panels:
     raise ValueError("plot needs at least one group of runs and one panel.")
-  data = {
-    (label, i): average(
-      [
-        runs_lib.series(r, p.key, x=p.x, steps_per_epoch=steps_per_epoch)
-        for r in group
-      ],
-      band=band,
-    )
-    for label, group in groups.items()
-    for i, p in enumerate(panels)
-  }
+  data = averages(groups, panels, band=band, steps_per_epoch=steps_per_epoch)
   return draw(data, list(groups), panels, path, colours=colours, title=title)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import json
-import math
+import pathlib
+import sys
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn import linear_model
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tiny_runs
 
 from experiments.common import pictures
 from experiments.limoe import bench, experiment, pairs, questions, report
@@ -21,19 +24,9 @@ from locojax.core import trees
 from locojax.data import scenes
 from locojax.methods import limoe
 from locojax.report import results
-from locojax.train import check, loop, sharding
+from locojax.train import check, sharding
 
-
-def _config(variant="tiny", **changes):
-  config = configs.get_config(variant).copy_and_resolve_references()
-  with config.unlocked():
-    for name, value in changes.items():
-      part, _, key = name.partition("__")
-      if key:
-        config[part][key] = value
-      else:
-        config[part] = value
-  return config
+_config = functools.partial(tiny_runs.config, configs.get_config)
 
 
 @pytest.fixture(scope="module")
@@ -71,36 +64,7 @@ def test_a_finished_folder_of_another_config_is_refused(finished):
 
 
 _SMALL = {"model__num_layers": 1, "model__moe_layers": (0,)}
-
-
-class _Stop(Exception):
-  """Ends a run in the middle."""
-
-
-def _fit(config, folder, *, until=None, **axes):
-  # Without evaluations, which would be most of what is compiled.
-  made = dataclasses.replace(experiment.build(config), evals={})
-  if until is not None:
-    whole = made.batches
-
-    def cut(start):
-      for k, batch in enumerate(whole(start), start):
-        if k == until:
-          raise _Stop
-        yield batch
-
-    made = dataclasses.replace(made, batches=cut)
-  num = math.prod(axes.values())
-  return loop.fit(
-    made,
-    folder,
-    key=jax.random.key(config.seed),
-    mesh=sharding.make_mesh(axes, jax.devices()[:num]),
-    config=config.to_dict(),
-    log_every=1,
-    save_every=2,
-    keep=1,
-  )
+_fit = functools.partial(tiny_runs.fit, experiment)
 
 
 def _equal(a, b) -> bool:
@@ -111,7 +75,7 @@ def _equal(a, b) -> bool:
 def test_an_interrupted_run_ends_in_the_same_bits(tmp_path):
   config = _config(**_SMALL)
   whole = _fit(config, tmp_path / "whole", data=1)
-  with pytest.raises(_Stop):
+  with pytest.raises(tiny_runs.Stop):
     _fit(config, tmp_path / "cut", until=4, data=1)
   resumed = _fit(config, tmp_path / "cut", data=1)
   assert _equal(whole.params, resumed.params)
@@ -121,7 +85,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path):
 def test_experts_are_restored_on_another_mesh(tmp_path):
   config = _config(**_SMALL, num_steps=4)
   whole = _fit(config, tmp_path / "whole", data=1)
-  with pytest.raises(_Stop):
+  with pytest.raises(tiny_runs.Stop):
     _fit(config, tmp_path / "cut", until=2, data=2, expert=4)
   resumed = _fit(config, tmp_path / "cut", data=4)
   for path, x in trees.flatten(whole.params).items():

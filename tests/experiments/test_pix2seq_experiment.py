@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import json
-import math
+import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tiny_runs
 
 from experiments.common import launch, stages
 from experiments.pix2seq import (
@@ -27,19 +31,9 @@ from experiments.pix2seq.configs import detection
 from locojax.core import trees, types
 from locojax.data import coco_json
 from locojax.report import results
-from locojax.train import loop, sharding
+from locojax.train import sharding
 
-
-def _config(variant="tiny", **changes):
-  config = detection.get_config(variant).copy_and_resolve_references()
-  with config.unlocked():
-    for name, value in changes.items():
-      part, _, key = name.partition("__")
-      if key:
-        config[part][key] = value
-      else:
-        config[part] = value
-  return config
+_config = functools.partial(tiny_runs.config, detection.get_config)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -141,36 +135,7 @@ def test_a_run_finds_objects_in_other_images(finished, tmp_path):
 
 
 _SMALL = {"pretrain__num_steps": 0}
-
-
-class _Stop(Exception):
-  """Ends a run in the middle."""
-
-
-def _fit(config, folder, *, until=None, **axes):
-  # Without evaluations, which would be most of what is compiled.
-  made = dataclasses.replace(experiment.build(config), evals={})
-  if until is not None:
-    whole = made.batches
-
-    def cut(start):
-      for k, batch in enumerate(whole(start), start):
-        if k == until:
-          raise _Stop
-        yield batch
-
-    made = dataclasses.replace(made, batches=cut)
-  num = math.prod(axes.values())
-  return loop.fit(
-    made,
-    folder,
-    key=jax.random.key(config.seed),
-    mesh=sharding.make_mesh(axes, jax.devices()[:num]),
-    config=config.to_dict(),
-    log_every=1,
-    save_every=2,
-    keep=1,
-  )
+_fit = functools.partial(tiny_runs.fit, experiment)
 
 
 def _losses(folder):
@@ -182,7 +147,7 @@ def _losses(folder):
 def test_an_interrupted_run_ends_in_the_same_bits_on_any_mesh(tmp_path):
   config = _config(**_SMALL)
   whole = _fit(config, tmp_path / "whole", data=1)
-  with pytest.raises(_Stop):
+  with pytest.raises(tiny_runs.Stop):
     _fit(config, tmp_path / "cut", until=2, data=1)
   resumed = _fit(config, tmp_path / "cut", data=1)
   spread = _fit(config, tmp_path / "spread", data=8)

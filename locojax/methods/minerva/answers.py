@@ -147,6 +147,14 @@ def last_boxed(text: str) -> str | None:
   return None
 
 
+_Rules = tuple[tuple[re.Pattern, str], ...]
+
+
+def _rules(*pairs: tuple[str, str]) -> _Rules:
+  """Patterns and what is put in their place, compiled."""
+  return tuple((re.compile(pattern), put) for pattern, put in pairs)
+
+
 # The paper's lists, in its order.
 _REPLACED = (
   ("an ", ""),
@@ -169,18 +177,22 @@ _DELETED = (
   *("\\mathrm{th}", "^\\circ", "^{\\circ}", "\\;", ",\\!", "{,}", '"'),
   "\\dots",
 )
-_REWRITTEN = tuple(
-  (re.compile(pattern), put)
-  for pattern, put in (
-    (r"(.*?)(\$)(.*?)(\$)(.*)", r"$\3$"),
-    (r"(\\text\{)(.*?)(\})", r"\2"),
-    (r"(\\textbf\{)(.*?)(\})", r"\2"),
-    (r"(\\overline\{)(.*?)(\})", r"\2"),
-    (r"(\\boxed\{)(.*)(\})", r"\2"),
-    (r"(frac)([^{])(.)", r"frac{\2}{\3}"),
-    (r"(sqrt)([^{])", r"sqrt{\2}"),
-  )
+_REWRITTEN = _rules(
+  (r"(.*?)(\$)(.*?)(\$)(.*)", r"$\3$"),
+  (r"(\\text\{)(.*?)(\})", r"\2"),
+  (r"(\\textbf\{)(.*?)(\})", r"\2"),
+  (r"(\\overline\{)(.*?)(\})", r"\2"),
+  (r"(\\boxed\{)(.*)(\})", r"\2"),
+  (r"(frac)([^{])(.)", r"frac{\2}{\3}"),
+  (r"(sqrt)([^{])", r"sqrt{\2}"),
 )
+
+
+def _applied(text: str, rules: _Rules) -> str:
+  """The text after all substitutions, one after the other."""
+  for pattern, put in rules:
+    text = pattern.sub(put, text)
+  return text
 
 
 def _as_the_paper(text: str) -> str:
@@ -189,8 +201,7 @@ def _as_the_paper(text: str) -> str:
     text = text.replace(one, other)
   for word in _DELETED:
     text = text.replace(word, "")
-  for pattern, put in _REWRITTEN:
-    text = pattern.sub(put, text)
+  text = _applied(text, _REWRITTEN)
   text = text.replace("$", "")
   return text.replace(",", "") if text.replace(",", "").isdigit() else text
 
@@ -210,37 +221,31 @@ _UNIT_PLAIN = re.compile(
   rf"(?<=[\d}}\)$\s])\s*\b(?:(?:{_UNIT_WORDS})\b[\s.]*)+(?:\^\{{?[23]\}}?)?$",
   re.IGNORECASE,
 )
-_TIDIED = tuple(
-  (re.compile(pattern), put)
-  for pattern, put in (
-    (
-      r"\\(?:mbox|textrm|textnormal|mathrm|textbf|textit|hbox)(?=\s*\{)",
-      r"\\text",
-    ),
-    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-    (r"\\(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])", ""),
-    (r"\\[bB]igg?[lr]?(?![a-zA-Z])", ""),
-    (r"(?<=\d)(?:\{,\}|,\\!)\s*(?=\d{3}(?!\d))", ""),
-    (r"(?<![\\])\\[ ,;:!>]|~", " "),
-    (r"\\l?dots(?![a-zA-Z])", ""),
-    (r"(\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}\s*)", ","),
-    (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})", ""),
-    (r"\\[$%]|%", ""),
-  )
+_TIDIED = _rules(
+  (
+    r"\\(?:mbox|textrm|textnormal|mathrm|textbf|textit|hbox)(?=\s*\{)",
+    r"\\text",
+  ),
+  (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+  (r"\\(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])", ""),
+  (r"\\[bB]igg?[lr]?(?![a-zA-Z])", ""),
+  (r"(?<=\d)(?:\{,\}|,\\!)\s*(?=\d{3}(?!\d))", ""),
+  (r"(?<![\\])\\[ ,;:!>]|~", " "),
+  (r"\\l?dots(?![a-zA-Z])", ""),
+  (r"(\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}\s*)", ","),
+  (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})", ""),
+  (r"\\[$%]|%", ""),
 )
-_FINISHED = tuple(
-  (re.compile(pattern), put)
-  for pattern, put in (
-    (r"\\text\{([^{}]*)\}", r"\1"),
-    (r"\\(?:boxed|fbox)\s*\{(.*)\}", r"\1"),
-    (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
-    (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
-    (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
-    (r"\\sqrt\s*(\d|[a-zA-Z])", r"\\sqrt{\1}"),
-    (r"(?<![\w}])\s+|\s+(?![\w\\])|(?<=\})\s+(?=\d)", ""),
-    (r"(?<![a-z}])\s+(?=[\\])", ""),
-    (r",+", ","),
-  )
+_FINISHED = _rules(
+  (r"\\text\{([^{}]*)\}", r"\1"),
+  (r"\\(?:boxed|fbox)\s*\{(.*)\}", r"\1"),
+  (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
+  (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
+  (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
+  (r"\\sqrt\s*(\d|[a-zA-Z])", r"\\sqrt{\1}"),
+  (r"(?<![\w}])\s+|\s+(?![\w\\])|(?<=\})\s+(?=\d)", ""),
+  (r"(?<![a-z}])\s+(?=[\\])", ""),
+  (r",+", ","),
 )
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
@@ -261,13 +266,11 @@ def _repaired(text: str) -> str:
   left, sign, right = text.rpartition("=")
   if sign and _lone(left.rpartition("=")[0] or left):
     text = right
-  for pattern, put in _TIDIED:
-    text = pattern.sub(put, text)
+  text = _applied(text, _TIDIED)
   text = _UNIT_TEXT.sub("", text)
   text = _UNIT_PLAIN.sub("", text)
   text = re.sub(r"^\s*(?:an?|the)\s+(?=\S)", "", text)
-  for pattern, put in _FINISHED:
-    text = pattern.sub(put, text)
+  text = _applied(text, _FINISHED)
   text = text.strip().rstrip(".")
   return text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
 

@@ -26,7 +26,7 @@ import dataclasses
 import functools
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 Atom = tuple
@@ -138,10 +138,11 @@ def _times(a: Monomial, b: Monomial) -> tuple[Monomial, Fraction]:
   return _reduced(powers)
 
 
-def _add(a: Poly, b: Poly, scale: int = 1) -> Poly:
-  out = dict(a)
-  for monomial, coefficient in b.items():
-    value = out.get(monomial, Fraction(0)) + scale * coefficient
+def _collected(terms: Iterable[tuple[Monomial, Fraction]], start: Poly) -> Poly:
+  """A polynomial and more terms, without those that vanish."""
+  out = dict(start)
+  for monomial, coefficient in terms:
+    value = out.get(monomial, Fraction(0)) + coefficient
     if value:
       out[monomial] = _bounded(value)
     else:
@@ -151,20 +152,20 @@ def _add(a: Poly, b: Poly, scale: int = 1) -> Poly:
   return out
 
 
+def _add(a: Poly, b: Poly, scale: int = 1) -> Poly:
+  return _collected(((monomial, scale * x) for monomial, x in b.items()), a)
+
+
 def _multiply(a: Poly, b: Poly) -> Poly:
   _spend(a, b)
-  out: Poly = {}
-  for one, x in a.items():
-    for two, y in b.items():
-      monomial, factor = _times(one, two)
-      value = out.get(monomial, Fraction(0)) + x * y * factor
-      if value:
-        out[monomial] = _bounded(value)
-      else:
-        out.pop(monomial, None)
-  if len(out) > MAX_TERMS:
-    raise TooLarge(f"a sum of more than {MAX_TERMS} terms")
-  return out
+
+  def terms():
+    for one, x in a.items():
+      for two, y in b.items():
+        monomial, factor = _times(one, two)
+        yield monomial, x * y * factor
+
+  return _collected(terms(), {})
 
 
 def _frozen(poly: Poly) -> tuple:
