@@ -359,6 +359,33 @@ def fit(
   )
 
 
+class Method:
+  """A learner, compiled once for all seeds and tasks.
+
+  Args:
+    config: of the method, with any seed.
+    net: the backbone.
+    stream: its tasks.
+  """
+
+  def __init__(self, config, net, stream: tasks.Stream):
+    self._config = config
+    self.learner = learners.LEARNERS[config.method](_setup(config, net, stream))
+    self.predictor = measure.Predictor(self.learner, config.eval_batch_size)
+    self._made: dict[int, Experiment] = {}
+
+  def experiment(self, config, stage: Stage) -> Experiment:
+    """One task, with the steps of the tasks before it."""
+    rows = min(config.batch_size, len(stage.arrays["label"]))
+    if rows not in self._made:
+      self._made[rows] = stage_experiment(config, self.learner, stage)
+    return dataclasses.replace(
+      self._made[rows],
+      batches=_batches(config, self.learner, stage),
+      num_steps=stage.num_steps,
+    )
+
+
 class Line:
   """One method with one seed: its tasks one after the other.
 
@@ -367,15 +394,15 @@ class Line:
     config: of the method and the seed.
     base: the backbone.
     data: of the seed.
+    method: compiled.
   """
 
-  def __init__(self, made: study.Study, config, base, data: Data):
+  def __init__(
+    self, made: study.Study, config, base, data: Data, method: Method
+  ):
     self._study, self._config, self._base = made, config, base
     self._data, self._stream = data, data.queried.stream
-    setup = _setup(config, base.net, self._stream)
-    self.learner = learners.LEARNERS[config.method](setup)
-    size = config.eval_batch_size
-    self._predictor = measure.Predictor(self.learner, size)
+    self._method, self.learner = method, method.learner
 
   def _finished(self, state, task: int, stage: Stage):
     """The state after a task, with what is done at its end."""
@@ -392,7 +419,7 @@ class Line:
     where = report.folder(self._study.workdir, config.method, config.seed, task)
     stage = self._data.stage(self.learner, task)
     begin = _begin(self.learner, self._base.params, before, task, stage.arrays)
-    made = stage_experiment(config, self.learner, stage)
+    made = self._method.experiment(config, stage)
     train = functools.partial(fit, config, where, made=made, begin=begin)
     name = f"{config.method}, seed {config.seed}, task {task + 1}"
     state = self._study.cell(name, where, train)
@@ -406,7 +433,7 @@ class Line:
       files.read_json(path, remedy="remove it, to measure again")
       return
     found = measure.after(
-      self._predictor,
+      self._method.predictor,
       after(),
       self._data.queried.tests,
       self._stream.class_ids,
@@ -458,6 +485,7 @@ def run(config, workdir: str) -> dict[str, Any]:
     programs.kept(made.workdir),
   ):
     base, queried = backbone.get(made), None
+    methods: dict[Any, Method] = {}
     for seed in config.seeds:
       one = stages.changed(config, seed=seed)
       stream = tasks.load(one)
@@ -465,7 +493,10 @@ def run(config, workdir: str) -> dict[str, Any]:
         queried = Queried(stream, base, config.eval_batch_size)
       for method in config.methods:
         own = stages.changed(one, method=method)
-        Line(made, own, base, Data(own, queried)).run()
+        key = (method, stream.class_ids)
+        if key not in methods:
+          methods[key] = Method(own, base.net, stream)
+        Line(made, own, base, Data(own, queried), methods[key]).run()
     distributed.sync("tasks")
     return report.write(made, stream)
 

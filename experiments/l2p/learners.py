@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.l2p import learner, networks
+from locojax.data import pipeline
 from locojax.methods import continual, l2p
 
 Setup, Learner, Arrays = learner.Setup, learner.Learner, learner.Arrays
@@ -189,11 +190,12 @@ class Ewc(Learner):
     return continual.with_ewc({}, params)
 
   @functools.cached_property
-  def fisher(self) -> Callable:
-    """`(params, batch, key) -> Fisher`, jitted."""
+  def summed(self) -> Callable:
+    """`(penalty, params, batch, key) -> penalty` with this task's, jitted."""
 
-    def found(params, batch, key):
-      return continual.diagonal_fisher(self.apply, params, {}, batch, key)
+    def found(penalty, params, batch, key):
+      one = continual.diagonal_fisher(self.apply, params, {}, batch, key)
+      return continual.ewc_summed(penalty, params, one.value())
 
     return jax.jit(found)
 
@@ -235,8 +237,7 @@ class Ewc(Learner):
     classes = np.asarray(self._classes(task))
     batch["class_mask"] = np.broadcast_to(classes, (len(rows), len(classes)))
     key = jax.random.fold_in(state.key, 3)
-    fisher = self.fisher(state.params, batch, key).value()
-    new = continual.ewc_summed(state.model_state["ewc"], state.params, fisher)
+    new = self.summed(state.model_state["ewc"], state.params, batch, key)
     return state.replace(model_state={**state.model_state, "ewc": new})
 
 
@@ -390,15 +391,23 @@ class Contrast(Learner):
     )
     return state.replace(params={**state.params, "head": head}, model_state=new)
 
-  def _embedded(self, state, images) -> np.ndarray:
-    @jax.jit
+  @functools.cached_property
+  def _embed(self) -> Callable:
+    """`(params, images) -> [cls]`, jitted."""
+
     def found(params, images):
       out = self.model.apply({"params": params}, networks.prepared(images))
       return out["pre_logits"]
 
-    size = 512
-    parts = [images[i : i + size] for i in range(0, len(images), size)]
-    return np.concatenate([np.asarray(found(state.params, p)) for p in parts])
+    return jax.jit(found)
+
+  def _embedded(self, state, images) -> np.ndarray:
+    size = self.config.eval_batch_size
+    batches = pipeline.padded_batches({"image": images}, batch_size=size)
+    run = functools.partial(self._embed, state.params)
+    return np.concatenate(
+      [np.asarray(run(b["image"]))[b["mask"] != 0] for b in batches]
+    )
 
 
 class NearestMean(Learner):

@@ -81,6 +81,9 @@ class Experiment:
     diagnose: called on every process with a state whose loss or parameters are
       not finite, before that is raised. It may raise an error of its own that
       says why; None knows of no cause but the training itself.
+    programs: functions that the loop has jitted for this experiment. One made
+      of it by `dataclasses.replace` shares them, so that the stages of a
+      pipeline that differ in data and length alone are traced once.
   """
 
   init: Callable[[jax.Array], types.TrainState]
@@ -97,3 +100,6 @@ class Experiment:
   flops_per_step: float | None = None
   journal: Journal | None = None
   diagnose: Callable[[types.TrainState], None] | None = None
+  programs: dict[Any, Callable] = dataclasses.field(
+    default_factory=dict, compare=False, repr=False
+  )

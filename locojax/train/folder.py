@@ -5,6 +5,7 @@ Each is written by process 0, at one stroke.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -152,6 +153,15 @@ def write_config(
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@functools.lru_cache(maxsize=4)
+def _sums(replicated: jax.sharding.NamedSharding):
+  """`{path: array} -> {path: sum}`, the same on all devices."""
+  return jax.jit(
+    lambda tree: {k: jnp.sum(x.astype(jnp.float32)) for k, x in tree.items()},
+    out_shardings=replicated,
+  )
+
+
 def write_params(
   workdir: pathlib.Path,
   state: types.TrainState,
@@ -160,10 +170,9 @@ def write_params(
   """Writes `params.txt`: path, shape, dtype, sharding and sum."""
   part = {"params": state.params, "model_state": state.model_state}
   flat = trees.flatten(part)
-  sums = jax.jit(
-    lambda tree: {k: jnp.sum(x.astype(jnp.float32)) for k, x in tree.items()},
-    out_shardings=replicated,
-  )({k: x for k, x in flat.items() if jnp.issubdtype(x.dtype, jnp.number)})
+  sums = _sums(replicated)(
+    {k: x for k, x in flat.items() if jnp.issubdtype(x.dtype, jnp.number)}
+  )
   sums = jax.device_get(sums)
   rows = [("path", "shape", "dtype", "sharding", "sum")]
   for path, x in flat.items():

@@ -59,6 +59,21 @@ class NonFinite(FloatingPointError):
   """A loss or a parameter is not finite; nothing was saved since."""
 
 
+def _shared(
+  experiment: experiment_lib.Experiment,
+  name: str,
+  layout: feed.Layout,
+  make: Callable[[], Callable],
+  *of: Any,
+) -> Callable:
+  """The jitted function of that name, made once for a layout and `of`."""
+  shardings, tree = jax.tree.flatten(layout.state_shardings)
+  key = (name, *of, tuple(shardings), tree)
+  if key not in experiment.programs:
+    experiment.programs[key] = make()
+  return experiment.programs[key]
+
+
 def _fresh(
   experiment: experiment_lib.Experiment, layout: feed.Layout, key: jax.Array
 ) -> types.TrainState:
@@ -68,8 +83,9 @@ def _fresh(
   def init(data):
     return experiment.init(jax.random.wrap_key_data(data, impl=impl))
 
-  data = np.asarray(jax.random.key_data(key))
-  return jax.jit(init, out_shardings=layout.state_shardings)(data)
+  make = lambda: jax.jit(init, out_shardings=layout.state_shardings)
+  jitted = _shared(experiment, "init", layout, make, experiment.init, impl)
+  return jitted(np.asarray(jax.random.key_data(key)))
 
 
 def _load_from(
@@ -111,6 +127,8 @@ def _check_form(state: Any, new: Any, who: str) -> None:
 
 
 def _begun(
+  experiment: experiment_lib.Experiment,
+  layout: feed.Layout,
   state: types.TrainState,
   begin: Callable[[types.TrainState], types.TrainState],
 ) -> types.TrainState:
@@ -119,10 +137,10 @@ def _begun(
   _check_form(state, new, "begin")
   # Steps give their state away: nothing here may be somebody else's, or twice.
   # `device_put` with `may_alias=False` shares the memory of one device's part.
-  shardings = jax.tree.map(lambda x: x.sharding, state)
-  copy = jax.jit(
-    lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings
-  )
+  shardings = layout.state_shardings
+  copied = lambda tree: jax.tree.map(jnp.copy, tree)
+  make = lambda: jax.jit(copied, out_shardings=shardings)
+  copy = _shared(experiment, "copy", layout, make)
   return copy(jax.tree.map(jax.device_put, new, shardings))
 
 
@@ -152,11 +170,12 @@ def _compile(experiment: experiment_lib.Experiment, layout: feed.Layout):
 
   rep = layout.replicated
   first_bad = jax.ShapeDtypeStruct((), jnp.int32, sharding=rep)
-  jitted = jax.jit(
+  make = lambda: jax.jit(
     step,
     donate_argnums=0,
     out_shardings=(layout.state_shardings, rep, rep),
   )
+  jitted = _shared(experiment, "step", layout, make, experiment.step)
   compiled = jitted.lower(layout.state, first_bad, layout.batch).compile()
   return compiled, profiling.step_bytes(compiled)
 
@@ -379,7 +398,7 @@ def _start(
   if init_from is not None:
     state = _load_from(state, init_from, init_patterns)
   if begin is not None:
-    state = _begun(state, begin)
+    state = _begun(experiment, layout, state, begin)
   folder.write_params(workdir, state, layout.replicated)
   return state, {"step": 0, "seconds": 0.0}
 

@@ -107,3 +107,29 @@ def test_init_from_is_ignored_once_there_is_a_checkpoint(tmp_path, whole):
   short = _fit(toy.make(8), tmp_path)
   assert int(short.step) == 8
   assert toy.bits(_fit(toy.make(), tmp_path, init_from=source)) == bits
+
+
+def test_stages_of_one_experiment_are_traced_once(tmp_path, whole):
+  traced = []
+
+  def init(key):
+    traced.append("init")
+    return toy.init(key)
+
+  def step(state, batch):
+    traced.append("step")
+    return made.step(state, batch)
+
+  made = toy.make()
+  first = dataclasses.replace(made, init=init, step=step, num_steps=20)
+  assert toy.bits(_fit(first, tmp_path / "a")) == whole[0]
+  counts = len(traced)
+  other = dataclasses.replace(first, num_steps=20)
+  assert toy.bits(_fit(other, tmp_path / "b")) == whole[0]
+  assert len(traced) == counts and "step" in traced
+  # Another step is another program.
+  changed = dataclasses.replace(
+    first, step=lambda s, b: step(s, {**b, "x": 0 * b["x"]})
+  )
+  assert toy.bits(_fit(changed, tmp_path / "c")) != whole[0]
+  assert len(traced) > counts

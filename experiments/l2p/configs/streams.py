@@ -54,7 +54,7 @@ def get_config(variant: str = "mnist") -> ConfigDict:
     "image_size": 28,
     "channels": 1,
     "train_per_class": 1000,
-    "test_per_class": 0,
+    "test_per_class": 200,
     # Of a folder: the same classes in all tasks? Are there `train` and `test`?
     "shared_classes": False,
     "has_test": False,
@@ -196,14 +196,19 @@ def _gaussian(config):
 
 def _folder(config):
   config.data.update(
-    kind="folder", names=("folder",), num_tasks=0, image_size=64, channels=3
+    kind="folder",
+    names=("folder",),
+    num_tasks=0,
+    image_size=64,
+    channels=3,
+    test_per_class=0,
   )
   config.model.patch_size = 8
 
 
 def _gpu(config):
   _five(config)
-  config.data.update(image_size=64, train_per_class=0)
+  config.data.update(image_size=64, train_per_class=0, test_per_class=0)
   config.model.update(
     patch_size=8, width=384, num_layers=8, num_heads=6, hidden_size=1536
   )
@@ -221,6 +226,7 @@ def _paper(config):
     image_size=224,
     channels=3,
     train_per_class=0,
+    test_per_class=0,
   )
   config.model.preset, config.model.dtype = "B/16", "bfloat16"
   config.pool.update(pool_size=10, length=5, top_k=5)
