@@ -29,6 +29,9 @@ _NOTES = (
   "Compiled ahead of time by libtpu, without a TPU. GiB on one device; "
   "temporary and peak: the compiler's account of a step. Collectives: runs in "
   "a step (bodies of loops by their trip counts) and payload on a device. "
+  "hbm_percent: of what the compiler lets a program have. operations_ratio: "
+  "products and convolutions of the compiled step over those written; kernels: "
+  "runs of programs that are in neither count. "
   "roofline: a lower bound of the step time, not a forecast."
 )
 
@@ -88,6 +91,9 @@ def row(text: str, topology: str, report: check.Report) -> dict[str, Any]:
     "peak_gib": found.peak_bytes / _GIB,
     "hbm_percent": 100 * found.peak_bytes / found.hbm_bytes,
     "collectives": _sent(found),
+    "operations_ratio": found.operations_ratio,
+    "kernels": found.operations.kernels,
+    "compiler": found.compiler,
     "roofline_seconds": found.roofline.seconds,
     "limit": found.roofline.limit,
     "compile_seconds": found.seconds,

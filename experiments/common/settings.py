@@ -275,6 +275,8 @@ CHECK_RULES: dict[str, Rule] = {
   "hbm_bytes": checks.nonnegative_int,
   "num_devices": checks.nonnegative_int,
   "allowed_collectives": several(checks.text, least=0),
+  "num_slices": checks.nonnegative_int,
+  "max_operations": checks.nonnegative,
 }
 
 

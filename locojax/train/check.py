@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 from locojax.core import checks, trees, types
 from locojax.train import collectives as collectives_lib
 from locojax.train import flops as flops_lib
-from locojax.train import sharding
+from locojax.train import hlo, sharding
+from locojax.train import operations as operations_lib
 from locojax.train import topology as topology_lib
 from locojax.train.experiment import Experiment
 
@@ -29,9 +30,11 @@ count_flops = flops_lib.count_flops
 
 ASSUMPTIONS = (
   "bf16 matrix peak; arguments and outputs move through HBM once, temporaries "
-  "twice; ring collectives over one axis of the torus; the three overlap "
-  "perfectly. A lower bound, not a forecast."
+  "twice; ring collectives over one axis of the torus, and between slices too; "
+  "all overlap perfectly. A lower bound, not a forecast."
 )
+# What a compiled step may compute, in analytic counts, where nothing is said.
+MAX_OPERATIONS = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,21 +68,29 @@ class Compiled:
   """What the compiler says of a step, for one device.
 
   Attributes:
-    memory: bytes by use: arguments, outputs, aliased, temporary, code.
+    memory: bytes by use: arguments, outputs, aliased, temporary, code; those
+      in the memory of the host are not among them.
+    host_bytes: the sum of those.
     collectives: what the step sends.
-    xla_flops: XLA's count of operations; a loop body counts once.
-    xla_bytes: XLA's count of bytes accessed, likewise.
+    operations: of the compiled program, loops as often as they run.
+    operations_ratio: those over the analytic count; None where it is 0.
+    xla_bytes: XLA's count of bytes accessed, loop bodies once; None if it does
+      not tell.
     roofline: bounds of the step time.
     hbm_bytes: what a device has.
+    compiler: version of libtpu.
     seconds: what compiling took.
   """
 
   memory: Mapping[str, int]
+  host_bytes: int
   collectives: tuple[collectives_lib.Collective, ...]
-  xla_flops: float
-  xla_bytes: float
+  operations: operations_lib.Operations
+  operations_ratio: float | None
+  xla_bytes: float | None
   roofline: Roofline
   hbm_bytes: int
+  compiler: str
   seconds: float
 
   @property
@@ -205,7 +216,7 @@ def _compile(experiment: Experiment, plan: _Plan) -> jax.stages.Compiled:
         warnings.filterwarnings("ignore", ".*persistent compilation cache.*")
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error):
+      if topology_lib.status(error) != "RESOURCE_EXHAUSTED":
         raise
       raise ValueError(
         "the step does not fit the memory of a device, says the compiler: "
@@ -213,15 +224,26 @@ def _compile(experiment: Experiment, plan: _Plan) -> jax.stages.Compiled:
       ) from error
 
 
-def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+def _memory(compiled: jax.stages.Compiled) -> tuple[dict[str, int], int]:
+  """Bytes by use on the device, and the sum of those on the host."""
   found = compiled.memory_analysis()
-  return {
-    "arguments": found.argument_size_in_bytes,
-    "outputs": found.output_size_in_bytes,
-    "aliased": found.alias_size_in_bytes,
-    "temporary": found.temp_size_in_bytes,
-    "code": found.generated_code_size_in_bytes,
+  size = lambda name: getattr(found, f"{name}_size_in_bytes")
+  own = {
+    "arguments": size("argument"),
+    "outputs": size("output"),
+    "aliased": size("alias"),
+    "temporary": size("temp"),
+    "code": size("generated_code"),
   }
+  host = size("host_argument") + size("host_output") - size("host_alias")
+  return own, host + size("host_temp")
+
+
+def _told(costs: Any, name: str) -> float | None:
+  """A figure of the compiler, which may be absent or negative: unknown."""
+  costs = costs[0] if isinstance(costs, (list, tuple)) and costs else costs
+  found = (costs or {}).get(name)
+  return None if found is None or found < 0 else float(found)
 
 
 def roofline(
@@ -249,29 +271,33 @@ def roofline(
   )
 
 
-def _analyse(experiment, plan, flops, chip, hbm_bytes) -> Compiled:
+def _analyse(experiment, plan, flops, tpu, hbm_bytes) -> Compiled:
   start = time.perf_counter()
   executable = _compile(experiment, plan)
   seconds = time.perf_counter() - start
-  costs = executable.cost_analysis()
-  xla_flops = float(costs.get("flops", 0.0))
-  xla_bytes = float(costs.get("bytes accessed", 0.0))
+  program = hlo.Program(executable.as_text())
   own = flops.total / plan.mesh.size
-  memory = _memory(executable)
+  memory, host_bytes = _memory(executable)
   moved = memory["arguments"] + memory["outputs"] + 2 * memory["temporary"]
-  found = collectives_lib.parse(executable.as_text(), dict(plan.mesh.shape))
+  found = collectives_lib.parse(
+    program, dict(plan.mesh.shape), num_slices=tpu.num_slices
+  )
+  counted = operations_lib.count(program)
   return Compiled(
     memory=memory,
+    host_bytes=host_bytes,
     collectives=found,
-    xla_flops=xla_flops,
-    xla_bytes=xla_bytes,
+    operations=counted,
+    operations_ratio=counted.total / own if own else None,
+    xla_bytes=_told(executable.cost_analysis(), "bytes accessed"),
     roofline=roofline(
-      flops=max(own, xla_flops),
+      flops=max(own, counted.total),
       hbm_bytes=moved,
       network_bytes=sum(c.traffic for c in found),
-      chip=chip,
+      chip=tpu.chip,
     ),
     hbm_bytes=hbm_bytes,
+    compiler=f"libtpu {topology_lib.libtpu_version()}",
     seconds=seconds,
   )
 
@@ -323,6 +349,32 @@ def _check_collectives(found, allowed: Iterable[str] | None) -> None:
     )
 
 
+def check_operations(
+  counted: operations_lib.Operations, analytic: float, limit: float
+) -> None:
+  """The compiled step does not do much more than what was written.
+
+  A ragged product that became dense, a gather that left its loop, or a step
+  that every device computes whole, show here.
+
+  Args:
+    counted: of the compiled program, on one device.
+    analytic: the share of one device of what was written.
+    limit: the most that `counted` may be, in `analytic`.
+
+  Raises:
+    ValueError: it does more; with the numbers.
+  """
+  if counted.total > limit * analytic:
+    ratio = counted.total / analytic if analytic else float("inf")
+    raise ValueError(
+      f"max_operations={limit:g}, but the compiled step does {ratio:.3g} times "
+      f"what was written: {counted.total:.4g} operations on a device against "
+      f"{analytic:.4g}. Something became dense, left its loop, or is computed "
+      "on every device."
+    )
+
+
 def _state_bytes(plan: _Plan) -> dict[str, int]:
   out = {
     field.name: sharding.device_bytes(
@@ -347,19 +399,33 @@ def _head(plan: _Plan, flops: flops_lib.FlopCount, name: str) -> list[str]:
   return lines + [f"  note: {note}" for note in flops.notes]
 
 
+def _counted(compiled: Compiled, own: float) -> str:
+  """The line that holds the compiled operations against the analytic ones."""
+  found = compiled.operations
+  ratio = compiled.operations_ratio
+  line = f"  on one device {own:.4g}; compiled {found.total:.4g}"
+  line += "" if ratio is None else f" (ratio {ratio:.3g})"
+  if found.kernels:
+    line += f"; {found.kernels} runs of kernels whose operations are not told"
+  if not found.known:
+    line += "; a loop of unknown length counted once"
+  return line
+
+
 def _tail(compiled: Compiled, flops, num_devices) -> list[str]:
   bound, own = compiled.roofline, flops.total / num_devices
   hbm_bytes = compiled.hbm_bytes
   use = f"{compiled.peak_bytes / hbm_bytes:.1%} of {_gib(hbm_bytes)}"
-  share = own / max(compiled.xla_flops, 1.0)
-  return [
-    f"  on one device {own:.4g}; XLA counts {compiled.xla_flops:.4g}, loop "
-    f"bodies once (ratio {share:.3g}), and {compiled.xla_bytes:.4g} bytes "
-    "accessed, on-chip ones too",
-    f"  compiled in {compiled.seconds:.0f} s",
+  lines = [
+    _counted(compiled, own),
+    f"  compiled in {compiled.seconds:.0f} s by {compiled.compiler}",
     "",
     f"memory on a device: {_gib(compiled.peak_bytes)}, {use}",
     *(f"  {name:9} {size:,}" for name, size in compiled.memory.items()),
+  ]
+  if compiled.host_bytes:
+    lines.append(f"memory of the host: {_gib(compiled.host_bytes)}")
+  return lines + [
     "",
     "collectives of a step",
     collectives_lib.table(compiled.collectives),
@@ -378,9 +444,11 @@ def run(
   *,
   axes: Mapping[str, int],
   topology: str | None = None,
+  num_slices: int | None = None,
   hbm_bytes: int | None = None,
   num_devices: int | None = None,
   allowed_collectives: Iterable[str] | None = None,
+  max_operations: float | None = None,
 ) -> Report:
   """Checks an experiment, and says what a step of it takes.
 
@@ -389,13 +457,19 @@ def run(
     axes: mesh axis sizes; a missing one is 1, one may be -1.
     topology: a TPU slice such as `v5e:16x16` to compile for; None stays with
       shapes and tables.
-    hbm_bytes: memory of a device; None takes that of the chip.
+    num_slices: how many of them, joined by the network between slices; `data`
+      goes over them. None is 1.
+    hbm_bytes: memory of a device; None takes what the compiler lets a program
+      have of the chip's.
     num_devices: without a topology, how many devices a -1 in `axes` shares
       out; None reads -1 as 1.
     allowed_collectives: what the compiled step may have: kinds of
       `collectives.KINDS`, or in the words of the table `all-to-all over expert`
       for these axes alone; with `outside loops` behind it not in a loop. None
       allows all. Needs a topology.
+    max_operations: how many times the analytic number of operations the
+      compiled step may do; None is `MAX_OPERATIONS`. What kernels do is known
+      in neither count.
 
   Returns:
     A `Report`; print its `text`.
@@ -403,7 +477,8 @@ def run(
   Raises:
     ValueError: a rule that hits nothing, a size that does not divide, a state
       that the step changes in shape, a step that does not fit the memory, a
-      collective that is not allowed, an unknown topology. With the numbers.
+      collective that is not allowed, more operations than allowed, a slice
+      that there is not. With the numbers.
     ImportError: a topology is given and libtpu is not installed.
   """
   if hbm_bytes is not None:
@@ -413,12 +488,14 @@ def run(
       f"allowed_collectives={tuple(allowed_collectives)} needs a topology: "
       "topology=None compiles nothing."
     )
+  if max_operations is not None:
+    checks.positive("max_operations", max_operations)
   if topology is None:
-    mesh, chip = sharding.abstract_mesh(axes, num_devices), None
+    mesh = sharding.abstract_mesh(axes, num_devices)
   else:
-    tpu = topology_lib.describe(topology)
-    mesh, chip = sharding.make_mesh(axes, tpu.devices), tpu.chip
-    hbm_bytes = chip.hbm_bytes if hbm_bytes is None else hbm_bytes
+    tpu = topology_lib.describe(topology, num_slices or 1)
+    mesh = sharding.make_mesh(axes, tpu.devices)
+    hbm_bytes = tpu.chip.hbm_bytes if hbm_bytes is None else hbm_bytes
   plan = _plan(experiment, mesh)
   _check_step(experiment, plan)
   state_bytes = _state_bytes(plan)
@@ -429,13 +506,17 @@ def run(
     check_fits(parts, hbm_bytes, "the state with a batch")
   with _in_mesh(mesh):
     flops = flops_lib.count(experiment.step, plan.state, plan.batch)
-  lines = _head(plan, flops, topology or "no devices")
+  where = topology or "no devices"
+  where = f"{num_slices} x {where}" if (num_slices or 1) > 1 else where
+  lines = _head(plan, flops, where)
   compiled = None
   if topology is not None:
-    compiled = _analyse(experiment, plan, flops, chip, hbm_bytes)
+    compiled = _analyse(experiment, plan, flops, tpu, hbm_bytes)
     memory = {**compiled.memory, "aliased": -compiled.memory["aliased"]}
-    check_fits(memory, hbm_bytes, f"the step on {topology}")
+    check_fits(memory, hbm_bytes, f"the step on {where}")
     _check_collectives(compiled.collectives, allowed_collectives)
+    limit = MAX_OPERATIONS if max_operations is None else max_operations
+    check_operations(compiled.operations, flops.total / mesh.size, float(limit))
     lines += _tail(compiled, flops, mesh.size)
   return Report(
     axes=dict(mesh.shape),

@@ -10,26 +10,20 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from locojax.train import hlo
+
+SLICES = "slice-transfer"
 KINDS = (
   "all-reduce",
   "all-gather",
   "reduce-scatter",
   "all-to-all",
+  "ragged-all-to-all",
   "collective-permute",
   "collective-broadcast",
+  SLICES,
 )
 
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_CALL = re.compile(
-  r"(?:calls|to_apply|body|condition|true_computation|false_computation)"
-  r"=%?([\w.\-]+)"
-)
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
-_OP = re.compile(
-  r"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) (" + "|".join(KINDS) + r")(-start)?\("
-)
-_KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _MESH_GROUPS = re.compile(
   r"replica_groups=mesh\[([^\]]*)\]"
   r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}"
@@ -45,9 +39,10 @@ class Collective:
   """One collective of a program, or several of one kind, size and axes.
 
   Attributes:
-    kind: one of `KINDS`.
+    kind: one of `KINDS`; a `slice-transfer` goes over the network between
+      slices, whatever it is part of.
     bytes: payload on one device for one run, the larger of its input and
-      output.
+      output; of a ragged one the whole buffer, which it need not fill.
     group_size: number of devices that take part together.
     axes: mesh axes that it runs over, such as `data` or `data,model`.
     trips: how often the loops around it run it in a step.
@@ -72,72 +67,9 @@ class Collective:
     share = (self.group_size - 1) / max(self.group_size, 1)
     if self.kind == "all-reduce":
       share *= 2
-    elif self.kind.startswith("collective"):
+    elif self.kind.startswith("collective") or self.kind == SLICES:
       share = 1.0
     return self.bytes * share * self.trips * self.count
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-  """Lines of each computation by name, and the name of the entry."""
-  out: dict[str, list[str]] = {}
-  entry, lines = "", []
-  for line in text.splitlines():
-    header = _HEADER.match(line)
-    if header:
-      lines = out.setdefault(header[2], [])
-      entry = header[2] if header[1] else entry
-    elif line.startswith(" "):
-      lines.append(line)
-  return out, entry
-
-
-def _callees(line: str) -> list[str]:
-  names = _CALL.findall(line)
-  for group in _BRANCHES.findall(line):
-    names += [n.strip().lstrip("%") for n in group.split(",")]
-  return names
-
-
-def _trip_count(line: str, computations: Mapping[str, list[str]]):
-  """Length of a while loop: XLA's own note, or `i < constant`, else None."""
-  known = _KNOWN_TRIPS.search(line)
-  if known:
-    return int(known[1])
-  condition = re.search(r"condition=%?([\w.\-]+)", line)
-  lines = computations.get(condition[1], []) if condition else []
-  constants = [re.search(r" constant\((\d+)\)", text) for text in lines]
-  constants = [int(c[1]) for c in constants if c]
-  compares = [t for t in lines if "ROOT" in t and "direction=LT" in t]
-  return constants[0] if len(constants) == 1 and compares else None
-
-
-def _multiplicities(computations, entry):
-  """For each reached computation `(runs a step, in a loop, length known)`."""
-  found = {}
-  stack = [(entry, 1, False, True)]
-  while stack:
-    name, runs, in_loop, known = stack.pop()
-    if name not in computations or found.get(name, (0,))[0] >= runs:
-      continue
-    found[name] = (runs, in_loop, known)
-    for line in computations[name]:
-      inside = (runs, in_loop, known)
-      if re.search(r" while\(", line):
-        trips = _trip_count(line, computations)
-        inside = (runs * (trips or 1), True, known and trips is not None)
-      stack += [(callee, *inside) for callee in _callees(line)]
-  return found
-
-
-def _bytes(types: str) -> list[int]:
-  """Sizes of the arrays in the text of an HLO type."""
-  out = []
-  for dtype, dims in _SHAPE.findall(types):
-    width = re.search(r"\d+", dtype)
-    bits = int(width[0]) if width else 8  # pred has no width
-    shape = [int(n) for n in dims.split(",") if n]
-    out.append(math.prod(shape) * bits // 8)
-  return out
 
 
 def _ids(text: str) -> list[int]:
@@ -192,30 +124,55 @@ def _axes_of(groups, mesh_shape: Mapping[str, int]) -> str:
 
 
 def _payload(types: str, kind: str, started: bool, group: int) -> int:
-  sizes = _bytes(types)
-  if started and len(sizes) > 1 and kind != "all-reduce":
-    half = len(sizes) // 2
-    return max(sum(sizes[:half]), sum(sizes[half : 2 * half]))
-  return sum(sizes) * (group if kind == "reduce-scatter" else 1)
+  parts = hlo.elements(types)
+  if started and len(parts) > 1 and kind != "all-reduce":
+    return max(map(hlo.num_bytes, parts[:2]))  # input, output; then contexts
+  return hlo.num_bytes(types) * (group if kind == "reduce-scatter" else 1)
 
 
-def _one(line, computation, place, num_devices, mesh_shape):
-  """The collective on a line of HLO, or None."""
-  match = _OP.match(line)
-  if not match:
+def _kind(one: hlo.Instruction) -> tuple[str, bool]:
+  """The kind of a collective, or "", and whether it is only started here."""
+  name, started = one.opcode, False
+  if name.endswith("-start"):
+    name, started = name.removesuffix("-start"), True
+  if name == "send" and "is_host_transfer=true" in one.attributes:
+    megascale = "_xla_megascale_transfer_type" in one.attributes
+    return (SLICES, False) if megascale else ("", False)
+  return (name if name in KINDS else ""), started
+
+
+def _one(one, computation, place, num_devices, mesh_shape, num_slices):
+  """The collective that an instruction is, or None."""
+  kind, started = _kind(one)
+  if not kind:
     return None
-  types, kind, started = match.groups()
-  groups = _groups(line, num_devices)
+  where = (place.runs, place.in_loop, place.known)
+  if kind == SLICES:
+    size = hlo.num_bytes(hlo.elements(one.types)[0])
+    return Collective(kind, size, num_slices, "slices", *where)
+  groups = _groups(one.attributes, num_devices)
+  groups = _of_all_slices(groups, num_devices, num_slices)
   pairs = kind == "collective-permute"
   group = num_devices if pairs or not groups else len(groups[0])
-  size = _payload(types, kind, bool(started), group)
+  size = _payload(one.types, kind, started, group)
   if kind == "all-reduce" and "all-reduce-scatter" in computation:
     kind = "reduce-scatter"  # a TPU fusion of all-reduce and slice
   axes = "pairs" if pairs else "unknown"
   if groups and not pairs:
     axes = _axes_of(groups, mesh_shape)
-  runs, in_loop, known = place
-  return Collective(kind, size, group, axes, runs, in_loop, known)
+  return Collective(kind, size, group, axes, *where)
+
+
+def _of_all_slices(groups, num_devices: int, num_slices: int):
+  """Groups that name the devices of one slice stand for those of all."""
+  own = num_devices // num_slices
+  if num_slices == 1 or not groups:
+    return groups
+  if sorted(i for g in groups for i in g) != list(range(own)):
+    return groups
+  return [
+    tuple(i + s * own for i in g) for s in range(num_slices) for g in groups
+  ]
 
 
 def _without_copies(found) -> Iterator[Collective]:
@@ -236,26 +193,32 @@ def _without_copies(found) -> Iterator[Collective]:
     yield next(one for channel, _, one in found if channel == wanted)
 
 
-def parse(text: str, mesh_shape: Mapping[str, int]) -> tuple[Collective, ...]:
+def parse(
+  text: str | hlo.Program,
+  mesh_shape: Mapping[str, int],
+  *,
+  num_slices: int = 1,
+) -> tuple[Collective, ...]:
   """The collectives that a step runs.
 
   Args:
-    text: `compiled.as_text()`.
+    text: `compiled.as_text()`, or the program that was read from it.
     mesh_shape: axis sizes in order, `dict(mesh.shape)`.
+    num_slices: how many slices the devices are of, equal parts in their order.
 
   Returns:
     Equal ones merged, the largest traffic first. Groups of one device are
     left out.
   """
-  computations, entry = _computations(text)
+  program = hlo.Program(text) if isinstance(text, str) else text
   num_devices = math.prod(mesh_shape.values())
   found: list[tuple[str, str, Collective]] = []
-  for name, place in _multiplicities(computations, entry).items():
-    for line in computations[name]:
-      one = _one(line, name, place, num_devices, mesh_shape)
+  for name, place in program.places().items():
+    for line in program.computations[name].values():
+      one = _one(line, name, place, num_devices, mesh_shape, num_slices)
       if one is not None and one.group_size > 1:
-        channel = re.search(r"channel_id=(\d+)", line)
-        found.append((channel[1] if channel else "", name, one))
+        channel = line.attribute("channel_id")
+        found.append((channel or "", name, one))
   counts: dict[Collective, int] = {}
   for one in _without_copies(found):
     counts[one] = counts.get(one, 0) + 1

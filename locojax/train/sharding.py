@@ -82,18 +82,22 @@ def make_mesh(axes: Mapping[str, int], devices=None) -> Mesh:
   Args:
     axes: sizes by name; a missing axis has size 1, one may be -1.
     devices: the devices to use, all of them; also those of a topology
-      description. None takes `jax.devices()`.
+      description. None takes `jax.devices()`. Where they are of several TPU
+      slices, `data` goes over them.
 
   Returns:
     A `Mesh` with Auto axis types.
 
   Raises:
     ValueError: see `resolve_axes`; or sizes that no layout on the torus of a
-      TPU slice gives.
+      TPU slice gives, or that the slices do not divide.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = resolve_axes(axes, len(devices))
+  slices = {getattr(d, "slice_index", 0) for d in devices}
   try:
+    if len(slices) > 1:
+      return _over_slices(sizes, devices, len(slices))
     return jax.make_mesh(
       tuple(sizes.values()), AXES, axis_types=_axis_types(), devices=devices
     )
@@ -103,6 +107,23 @@ def make_mesh(axes: Mapping[str, int], devices=None) -> Mesh:
       "devices: a size must be a product of torus axes. "
       f"{str(error).split('. ')[0]}."
     ) from error
+
+
+def _over_slices(sizes: Mapping[str, int], devices, num: int) -> Mesh:
+  """A mesh whose `data` axis runs slice after slice."""
+  from jax.experimental import mesh_utils
+
+  if sizes["data"] % num:
+    raise ValueError(
+      f"axes={dict(sizes)} is not allowed: data goes over {num} slices, so its "
+      f"size must be a multiple of {num}."
+    )
+  within = {**sizes, "data": sizes["data"] // num}
+  across = [num if name == "data" else 1 for name in AXES]
+  found = mesh_utils.create_hybrid_device_mesh(
+    [within[name] for name in AXES], across, devices=devices
+  )
+  return Mesh(found, AXES, axis_types=_axis_types())
 
 
 def abstract_mesh(

@@ -250,16 +250,22 @@ def _restructures(state, batch):
     ({}, {"topology": "v9:4x4"}, "one of 'v4', 'v5e'"),
     ({}, {"topology": "v5e"}, "topology='v5e' is not allowed"),
     ({}, {"topology": "v5e:4x4x4"}, "v5e slices have 2 axes"),
+    ({}, {"topology": "v5e:64x64"}, "nobody can have such a slice"),
+    ({}, {"topology": "v5p:2x2x3"}, "whole cubes: multiples of 4 in rising"),
+    ({}, {"topology": "v4:8x4x4"}, "nobody can have such a slice"),
+    ({}, {"topology": "v7x:2x2x1"}, "one of 'v4', 'v5e', 'v5p', 'v6e', 'tpu7"),
+    ({}, {"max_operations": -1.0}, "max_operations=-1.0"),
     pytest.param(
       {},
       {"topology": "v4:4x4x4", "axes": {"data": 8, "model": 8}},
       r"do not map onto the torus .* mesh \[4, 4, 4\]\.$",
       marks=TPU,
     ),
+    ({}, {"topology": "v5e:3x5"}, "topology='v5e:3x5' is not allowed"),
     pytest.param(
       {},
-      {"topology": "v5e:3x5"},
-      "topology='v5e:3x5' is not allowed",
+      {"topology": "v5e:2x2", "axes": {"model": 8}, "num_slices": 2},
+      "data goes over 2 slices",
       marks=TPU,
     ),
   ],
@@ -297,8 +303,10 @@ def test_compilation_for_a_tpu_slice():
   assert found.peak_bytes == (
     sum(found.memory.values()) - 2 * found.memory["aliased"]
   )
-  # XLA sees the three layers of the scan once, forwards and backwards.
-  assert report.flops.total / 8 > 2 * found.xla_flops
+  # All layers of the scan are counted, forwards and backwards.
+  assert found.operations.total == report.flops.total // 8
+  assert found.operations_ratio == 1 and found.operations.known
+  assert found.hbm_bytes < 16 * 2**30 and found.compiler.startswith("libtpu 0")
   inside = [c for c in found.collectives if c.in_loop]
   assert inside and all(c.trips == DEPTH for c in inside)
   assert {c.axes for c in found.collectives} <= {"data", "model", "data,model"}
@@ -342,12 +350,56 @@ def test_a_step_too_large_for_the_chip_is_refused_by_the_compiler():
 @TPU
 @pytest.mark.parametrize(
   ("name", "devices"),
-  [("v5e:1x1", 1), ("v5e:2x4", 8), ("v4:2x2x2", 8), ("v5p:2x2x1", 4)],
+  [
+    *(("v5e:1x1", 1), ("v5e:2x4", 8), ("v4:2x2x2", 8), ("v5p:2x2x1", 4)),
+    ("tpu7x:2x2x1", 8),
+  ],
 )
-def test_slices_have_one_device_a_chip(name, devices):
+def test_slices_have_one_device_a_chip_or_two(name, devices):
   found = topology.describe(name)
   assert len(found.devices) == devices
+  hosts = {d.process_index for d in found.devices}
+  assert len(hosts) == (2 if name == "v4:2x2x2" else 1)
   sharding.make_mesh({"data": -1}, found.devices)
+
+
+@TPU
+def test_several_slices_are_joined_along_data():
+  report = check.run(
+    _experiment(rules=()),
+    axes={"data": -1},
+    topology="v5e:2x2",
+    num_slices=2,
+  )
+  assert report.axes["data"] == 8 and "2 x v5e:2x2" in report.text
+  between = [
+    c for c in report.compiled.collectives if c.kind == collectives.SLICES
+  ]
+  size = DEPTH * DIM * DIM * 4
+  # Of the sum of the gradients each chip of a slice sends its share.
+  assert {c.group_size for c in between} == {2}
+  assert size / 8 <= sum(c.traffic for c in between) <= size
+  assert report.compiled.operations_ratio == 1
+
+
+@TPU
+def test_a_step_that_every_device_computes_whole_is_refused():
+  def step(state, batch):
+    x = jax.lax.with_sharding_constraint(batch["x"], P())
+    w = state.params["blocks"]["kernel"][0]
+    loss = jnp.sum(jnp.square(x @ w))
+    params = jax.tree.map(lambda p: p - 0 * loss, state.params)
+    return state.replace(step=state.step + 1, params=params), {"loss": loss}
+
+  run = functools.partial(
+    check.run,
+    _experiment(rules=(), step=step),
+    axes={"data": 4},
+    topology="v5e:2x2",
+  )
+  with pytest.raises(ValueError, match="does 4 times what was written"):
+    run()
+  assert run(max_operations=4).compiled.operations_ratio == 4
 
 
 HLO = """

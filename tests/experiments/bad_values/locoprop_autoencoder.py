@@ -77,6 +77,8 @@ ROWS = [
   ("tiny", {"profile.start": -1}, "profile.start", "0 or more"),
   ("tiny", {"check.topology": "v5x:4x4"}, "topology", "'v5e'"),
   ("tiny", {"check.hbm_bytes": -1}, "check.hbm_bytes", "0 or more"),
+  ("tiny", {"check.num_slices": -1}, "check.num_slices", "0 or more"),
+  ("tiny", {"check.max_operations": -1.0}, "check.max_operations", "0 or more"),
   ("paper", {"needs_data": False}, "needs_data", "True"),
 ]
 FLAGS = [
