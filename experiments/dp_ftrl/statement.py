@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
+from typing import Any
 
 from experiments.dp_ftrl import record
 from locojax.methods.dp_ftrl import accounting, sensitivity
@@ -39,9 +40,15 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _print(found: dict[str, float]) -> None:
+def _shown(value: Any) -> str:
+  if isinstance(value, str):
+    return value
+  return f"{value:,d}" if isinstance(value, int) else f"{value:.6g}"
+
+
+def _print(found: dict[str, Any]) -> None:
   for name, value in found.items():
-    shown = f"{value:,d}" if isinstance(value, int) else f"{value:.6g}"
+    shown = _shown(value)
     print(f"  {name.replace('_', ' '):<22}{shown}")
 
 

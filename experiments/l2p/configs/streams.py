@@ -53,7 +53,7 @@ def get_config(variant: str = "mnist") -> ConfigDict:
     "path": "",
     "image_size": 28,
     "channels": 1,
-    "train_per_class": 1000,
+    "train_per_class": 500,
     "test_per_class": 200,
     # Of a folder: the same classes in all tasks? Are there `train` and `test`?
     "shared_classes": False,
@@ -76,7 +76,7 @@ def get_config(variant: str = "mnist") -> ConfigDict:
     "scan": False,
   }
   config.pretrain = {
-    "num_steps": 3000,
+    "num_steps": 1500,
     "batch_size": 128,
     "learning_rate": 1e-3,
     "weight_decay": 0.05,
@@ -143,7 +143,7 @@ def _cpu(config):
     train_per_class=0,
   )
   config.model.patch_size = 4
-  config.pretrain.update(num_steps=1500, crop_pad=1)
+  config.pretrain.crop_pad = 1
   config.batch_size, config.num_epochs = 32, 5
 
 
@@ -166,7 +166,6 @@ def _five(config):
     backbone=("cifar10/0-4", "omniglot/0-116"),
     image_size=32,
     channels=3,
-    train_per_class=500,
   )
   config.model.patch_size = 8
   config.pool.pool_size = 20

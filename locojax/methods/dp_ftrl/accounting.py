@@ -198,6 +198,10 @@ def noise_multiplier_for(
   return math.sqrt(squared_sensitivity / (2 * checks.positive("rho", rho)))
 
 
+# Of everything here but `poisson_eps`, where a user is added or removed.
+NEIGHBOURS = "all of one user's contributions replaced by zeros"
+
+
 def dp_event(squared_sensitivity: float, noise_multiplier: float) -> Any:
   """The mechanism as a Gaussian event of `dp_accounting`.
 
@@ -280,10 +284,17 @@ def statement(
   squared_sensitivity: float,
   noise_multiplier: float,
   delta: float,
-) -> dict[str, float]:
-  """rho and eps by all methods, as a release would state them."""
+) -> dict[str, Any]:
+  """rho and eps by all methods, as a release would state them.
+
+  With them the relation of runs that are neighbours, without which they say
+  nothing: under another one the same noise has another eps. (In dp-accounting
+  0.6 a Gaussian event under REPLACE_ONE has twice the sensitivity for one of
+  its accountants and not for the other: RDP 3.07, PLD 6.17.)
+  """
   rho = zcdp(squared_sensitivity, noise_multiplier)
   return {
+    "neighbours": NEIGHBOURS,
     "num_rounds": checks.positive_int("num_rounds", num_rounds),
     "squared_sensitivity": squared_sensitivity,
     "noise_multiplier": noise_multiplier,

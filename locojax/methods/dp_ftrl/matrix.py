@@ -216,6 +216,27 @@ def blt(theta: Sequence[float], omega: Sequence[float]) -> Strategy:
   )
 
 
+def from_buffered_toeplitz(found: Any) -> Strategy:
+  """A `BufferedToeplitz` of `jax_privacy`: its C, as `blt` makes it.
+
+  Its optimiser gives numbers in float64, which its own evaluation takes only
+  where `jax_enable_x64` is set. Here decays and weights are float64 whatever
+  that setting is.
+
+  Args:
+    found: with `buf_decay` and `output_scale`, `[buffers]`.
+
+  Raises:
+    ValueError: it has not these, or `blt` refuses them.
+  """
+  for name in ("buf_decay", "output_scale"):
+    if not hasattr(found, name):
+      raise ValueError(
+        f"found={found!r:.80} has no {name}: it must be a BufferedToeplitz."
+      )
+  return blt(np.asarray(found.buf_decay), np.asarray(found.output_scale))
+
+
 def blt_inverse(
   theta: Sequence[float], omega: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -216,3 +216,22 @@ def test_strategies_of_jax_privacy_give_the_noise_of_ours():
   np.testing.assert_allclose(
     coefficients, matrix.blt_coefficients(theta, omega, NUM), rtol=1e-6
   )
+
+
+def test_an_optimised_blt_of_jax_privacy_is_taken_without_x64():
+  from jax_privacy.matrix_factorization import buffered_toeplitz
+
+  found = buffered_toeplitz.optimize(n=NUM, min_sep=1, max_participations=1)
+  assert np.asarray(found.buf_decay).dtype == np.float64
+  assert not jax.config.jax_enable_x64
+  ours = matrix.from_buffered_toeplitz(found)
+  with jax.enable_x64(True):
+    column = np.asarray(found.toeplitz_coefs(NUM), np.float64)
+  c = ours.matrix(NUM)
+  np.testing.assert_allclose(c[:, 0], column, rtol=1e-12)
+  z = np.random.default_rng(5).normal(size=(NUM, 4)).astype(np.float32)
+  np.testing.assert_allclose(
+    _streamed(ours, z), np.linalg.solve(c, z), atol=1e-4
+  )
+  with pytest.raises(ValueError, match="has no buf_decay"):
+    matrix.from_buffered_toeplitz(object())
