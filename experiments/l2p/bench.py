@@ -61,8 +61,9 @@ TARGETS = {
 # Of bytes to those of the official way.
 MEMORY_TARGETS = {"optimizer": 0.01, "peak": 0.6}
 TIMM_SIZES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large"}
-# The compilers of accelerators keep little of elementwise work by themselves.
-REMATS = {"cpu": ("none", "dots")}
+# What the backward pass computes again. The compilers of accelerators keep
+# little of elementwise work by themselves.
+REMATS = {"cpu": ("none", "dots"), "tpu": ("none", "attention")}
 _PEER = pathlib.Path(__file__).with_name("bench_peer.py")
 _PACKAGES = ("torch", "torchvision", "timm", "numpy")
 
@@ -277,7 +278,8 @@ def memory_rows(
   cpu = where == "cpu"
   devices = jax.devices() if cpu else topology.describe(where).devices
   cases = [("official", official, "none")]
-  cases += [("ours", experiment.build, r) for r in REMATS.get(where, ("none",))]
+  remats = REMATS["cpu" if cpu else "tpu"]
+  cases += [("ours", experiment.build, remat) for remat in remats]
   rows: list[dict[str, Any]] = []
   for name, make, remat in cases:
     config = config_of(preset, image_size, batch)

@@ -43,6 +43,7 @@ from locojax.methods.limoe.model import (
   limoe_model,
 )
 from locojax.methods.limoe.moe import ExpertMlp, MoeMlp, RoutingInfo, upcycle
+from locojax.methods.limoe.ragged import RaggedExperts
 from locojax.methods.limoe.reports import (
   MODALITIES,
   LimoeAux,
@@ -83,6 +84,7 @@ __all__ = [
   "PHOTO",
   "PLAIN",
   "PRESETS",
+  "RaggedExperts",
   "RoutingInfo",
   "STACKED",
   "TwoTower",

@@ -5,8 +5,9 @@
   ragged   tokens sorted by expert, products over uneven groups; never padded
   dense    all experts on all tokens; for tests and tiny models
 
-`experts` is a function `[E, N, D] -> [E, N, D]`, for `ragged` one of `([N, D]
-sorted by expert, group sizes [E]) -> [N, D]`.
+`experts` is a function `[E, N, D] -> [E, N, D]`, for `ragged` a
+`ragged.RaggedExperts`, or without a mesh a function `([N, D] sorted by expert,
+group sizes [E]) -> [N, D]`.
 
 Letters: G groups, S tokens of a group, K choices, E experts, C places, D size.
 """
@@ -21,7 +22,8 @@ import jax.numpy as jnp
 
 from locojax.core import arrays, checks
 from locojax.core import mesh as mesh_lib
-from locojax.methods.limoe import routing
+from locojax.methods.limoe import ragged, routing
+from locojax.methods.limoe import rows as rows_lib
 
 DISPATCHERS = ("einsum", "gather", "ragged", "dense")
 # Groups lie along both axes while they are routed, then experts along one.
@@ -57,38 +59,6 @@ def _run_experts(experts: Callable, buffers: jax.Array) -> jax.Array:
   return _to_groups(out)
 
 
-@jax.custom_vjp
-def _gather_rows(x, there, index, back_there, back_index):
-  """`where(there, x[index], 0)`; the gradient is a gather as well.
-
-  Args:
-    x: `[A, D]`.
-    there, index: `[B]`: each row of x is taken at most K times.
-    back_there, back_index: `[A, K]`: where in the result.
-  """
-  del back_there, back_index
-  return jnp.where(there[:, None], x[jnp.where(there, index, 0)], 0)
-
-
-def _gather_fwd(x, there, index, back_there, back_index):
-  out = _gather_rows(x, there, index, back_there, back_index)
-  return out, (back_there, back_index)
-
-
-def _gather_bwd(kept, g):
-  back_there, back_index = kept
-  total = None
-  for k in range(back_there.shape[1]):
-    there = back_there[:, k]
-    rows = g[jnp.where(there, back_index[:, k], 0)]
-    rows = jnp.where(there[:, None], rows, 0)
-    total = rows if total is None else total + rows
-  return total, None, None, None, None
-
-
-_gather_rows.defvjp(_gather_fwd, _gather_bwd)
-
-
 def _tables(assignment: routing.Assignment, num_experts: int, capacity: int):
   """Slots of a group: `(slot [S, K], kept, pair [E C], filled)`.
 
@@ -110,13 +80,13 @@ def _gather(x, assignment, experts, num_experts, capacity):
 
   def there(x, a):
     slot, kept, pair, filled = _tables(a, num_experts, capacity)
-    rows = _gather_rows(x, filled, pair // top_k, kept, slot)
+    rows = rows_lib.gather(x, filled, pair // top_k, kept, slot)
     return rows.reshape(num_experts, capacity, -1)
 
   def back(y, a):
     slot, kept, pair, filled = _tables(a, num_experts, capacity)
     flat = y.reshape(num_experts * capacity, -1)
-    rows = _gather_rows(
+    rows = rows_lib.gather(
       flat, kept.reshape(-1), slot.reshape(-1), filled[:, None], pair[:, None]
     )
     rows = rows.reshape(*kept.shape, -1)
@@ -158,26 +128,9 @@ def _dense(x, assignment, experts, num_experts, capacity):
 
 
 def _ragged(x, assignment, experts, num_experts, capacity):
-  """Rows sorted by expert; what is dropped is computed and weighs nothing."""
+  """Rows sorted by expert, without padding."""
   del capacity
-  (g, s, d), top_k = x.shape, assignment.expert.shape[-1]
-  chosen = assignment.expert.reshape(-1)
-  order = jnp.argsort(chosen, stable=True)
-  place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
-  always = jnp.ones(order.shape, bool)
-  rows = _gather_rows(
-    x.reshape(g * s, d),
-    always,
-    order // top_k,
-    jnp.ones((g * s, top_k), bool),
-    place.reshape(g * s, top_k),
-  )
-  sizes = jnp.bincount(chosen, length=num_experts).astype(jnp.int32)
-  out = experts(rows, sizes)
-  back = _gather_rows(out, always, place, always[:, None], order[:, None])
-  weight = jnp.where(assignment.kept, assignment.weight, 0.0)
-  back = arrays.as_float(back).reshape(g, s, top_k, -1)
-  return (back * weight[..., None]).sum(axis=2)
+  return ragged.apply(x, assignment, experts, num_experts)
 
 
 _RUN = {
@@ -210,10 +163,12 @@ def apply_experts(
   Returns:
     `[G, S, D]` in the dtype of x, zeros for a token without an expert; summed
     over k in float32. On a mesh with an axis `expert` that divides E, `einsum`
-    and `gather` exchange tokens by all-to-all, and no weights move.
+    and `gather` exchange tokens by all-to-all, `ragged` by all-gather and
+    reduce-scatter, and no weights move.
 
   Raises:
-    ValueError: an unknown dispatcher.
+    ValueError: an unknown dispatcher; `ragged` on a mesh with sizes that do not
+      divide, or with a function.
   """
   run = checks.lookup("dispatcher", dispatcher, _RUN)
   # What no expert keeps may hold anything; 0 times it must be 0.

@@ -11,6 +11,7 @@ Letters: G groups, S tokens of a group, D model size, E experts, M hidden size.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import numpy as np
 from flax import linen as nn
 
 from locojax.core import arrays, checks, types
-from locojax.methods.limoe import dispatch, routing
+from locojax.methods.limoe import dispatch, ragged, routing
 
 ROUTERS = ("top_k", "expert_choice", "soft")
 GATING = "gating"
@@ -56,6 +57,21 @@ def _expert_init(init: Callable, share: bool) -> Callable:
   return made
 
 
+def _run(activation, dtype, weights, x, group_sizes=None) -> jax.Array:
+  """`ExpertMlp`, with the weights of these or of some experts."""
+  for name in ("up", "down"):
+    w, b = weights[f"{name}_kernel"], weights[f"{name}_bias"]
+    x, w, b = nn.dtypes.promote_dtype(x, w, b, dtype=dtype)
+    if group_sizes is None:
+      x = jnp.einsum("end,edm->enm", x, w) + b[:, None]
+    else:
+      rows = jnp.repeat(b, group_sizes, axis=0, total_repeat_length=len(x))
+      x = ragged.product(x, w, group_sizes) + rows
+    if name == "up":
+      x = activation(x)
+  return x
+
+
 class ExpertMlp(nn.Module):
   """E feed-forward networks: parameters `up`, `down` with a leading E axis.
 
@@ -73,6 +89,30 @@ class ExpertMlp(nn.Module):
   dtype: Any = None
 
   @nn.compact
+  def weights(self, size: int) -> dict[str, jax.Array]:
+    """The parameters, made if need be, for tokens of `size`."""
+    num = self.num_experts
+    kernel = _expert_init(nn.initializers.xavier_uniform(), self.share_init)
+    bias = _expert_init(nn.initializers.normal(1e-6), self.share_init)
+    shapes = {
+      "up": ((num, size, self.hidden_size), (num, self.hidden_size)),
+      "down": ((num, self.hidden_size, size), (num, size)),
+    }
+    out = {}
+    for name, (of_kernel, of_bias) in shapes.items():
+      out[f"{name}_kernel"] = self.param(f"{name}_kernel", kernel, of_kernel)
+      out[f"{name}_bias"] = self.param(f"{name}_bias", bias, of_bias)
+    return out
+
+  @property
+  def function(self) -> Callable[..., jax.Array]:
+    """`(weights, x, group_sizes=None) -> y`, of these or of some experts."""
+    return functools.partial(_run, self.activation, self.dtype)
+
+  def as_ragged(self, size: int) -> ragged.RaggedExperts:
+    """The same experts for `dispatcher="ragged"`, which divides them."""
+    return ragged.RaggedExperts(self.weights(size), self.function)
+
   def __call__(
     self, x: jax.Array, group_sizes: jax.Array | None = None
   ) -> jax.Array:
@@ -82,25 +122,7 @@ class ExpertMlp(nn.Module):
       x: the tokens.
       group_sizes: `[E]` int32, rows of each expert; None for `[E, N, D]`.
     """
-    size, num = x.shape[-1], self.num_experts
-    kernel = _expert_init(nn.initializers.xavier_uniform(), self.share_init)
-    bias = _expert_init(nn.initializers.normal(1e-6), self.share_init)
-    shapes = {
-      "up": ((num, size, self.hidden_size), (num, self.hidden_size)),
-      "down": ((num, self.hidden_size, size), (num, size)),
-    }
-    for name, (of_kernel, of_bias) in shapes.items():
-      w = self.param(f"{name}_kernel", kernel, of_kernel)
-      b = self.param(f"{name}_bias", bias, of_bias)
-      x, w, b = nn.dtypes.promote_dtype(x, w, b, dtype=self.dtype)
-      if group_sizes is None:
-        x = jnp.einsum("end,edm->enm", x, w) + b[:, None]
-      else:
-        rows = jnp.repeat(b, group_sizes, axis=0, total_repeat_length=len(x))
-        x = jax.lax.ragged_dot(x, w, group_sizes) + rows
-      if name == "up":
-        x = self.activation(x)
-    return x
+    return self.function(self.weights(x.shape[-1]), x, group_sizes)
 
 
 class MoeMlp(nn.Module):
@@ -308,7 +330,9 @@ class MoeMlp(nn.Module):
     y = dispatch.apply_experts(
       x,
       assignment,
-      experts,
+      experts.as_ragged(x.shape[-1])
+      if self.dispatcher == "ragged"
+      else experts,
       num_experts=num,
       capacity=capacity,
       dispatcher=self.dispatcher,
