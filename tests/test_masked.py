@@ -30,6 +30,7 @@ from locojax.nn import (
   resnet_v1,
   transformer,
 )
+from tests import programs
 
 KEY = jax.random.key(0)
 # The last rows, so that a position of what is left does not move.
@@ -141,7 +142,7 @@ def _layer_row(**changes):
   settings = {"num_experts": E, "hidden_size": 3, **changes}
   layer = limoe.MoeMlp(**settings, share_init=False)
   x = _normal(N, D)
-  params = layer.init(KEY, x[None], train=False)["params"]
+  params = programs.init(layer, KEY, x[None], train=False)["params"]
 
   def f(params, inputs, mask):
     y, info = layer.apply(
@@ -167,7 +168,7 @@ def _tower_row():
     experts={"num_experts": 2, "noise_std": 0.0},
   )  # fmt: skip
   text = np.arange(N, dtype=np.int32)
-  params = net.init(KEY, None, text[None])["params"]
+  params = programs.init(net, KEY, None, text[None])["params"]
 
   def f(params, inputs, mask):
     z = net.apply({"params": params}, None, inputs["text"][None], mask[None])
@@ -197,7 +198,7 @@ def _attend(params, inputs, mask):
 
 
 def _module_row(module, x, call):
-  params = module.init(KEY, x[None])["params"]
+  params = programs.init(module, KEY, x[None])["params"]
 
   def f(params, inputs, mask):
     y = call(module, {"params": params}, inputs["x"][None], mask[None])
@@ -216,7 +217,7 @@ def _recurrent(module, variables, x, mask):
 
 
 def _normalised_row(module, x, **train):
-  variables = module.init(KEY, x, **train)
+  variables = programs.init(module, KEY, x, **train)
 
   def f(params, inputs, mask):
     y, new = module.apply(
@@ -354,7 +355,8 @@ def _clicks_row():
     "numeric": _normal(N, 2),
     "label": np.float32(_classes(2)),
   }
-  params, _ = recommender.init(CTR, key=KEY, num_numeric=2)
+  make = jax.jit(lambda k: recommender.init(CTR, key=k, num_numeric=2))
+  params, _ = make(KEY)
   return Row(_clicks, inputs, params)
 
 

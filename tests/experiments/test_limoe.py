@@ -72,19 +72,24 @@ def _equal(a, b) -> bool:
   return all(np.array_equal(np.asarray(a[k]), np.asarray(b[k])) for k in a)
 
 
-def test_an_interrupted_run_ends_in_the_same_bits(tmp_path):
-  config = _config(**_SMALL)
-  whole = _fit(config, tmp_path / "whole", data=1)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A config, and the end of its run on one device."""
+  config = _config(**_SMALL, num_steps=4)
+  return config, _fit(config, tmp_path_factory.mktemp("whole"), data=1)
+
+
+def test_an_interrupted_run_ends_in_the_same_bits(whole, tmp_path):
+  config, whole = whole
   with pytest.raises(tiny_runs.Stop):
-    _fit(config, tmp_path / "cut", until=4, data=1)
+    _fit(config, tmp_path / "cut", until=2, data=1)
   resumed = _fit(config, tmp_path / "cut", data=1)
   assert _equal(whole.params, resumed.params)
   assert _equal(whole.opt_state, resumed.opt_state)
 
 
-def test_experts_are_restored_on_another_mesh(tmp_path):
-  config = _config(**_SMALL, num_steps=4)
-  whole = _fit(config, tmp_path / "whole", data=1)
+def test_experts_are_restored_on_another_mesh(whole, tmp_path):
+  config, whole = whole
   with pytest.raises(tiny_runs.Stop):
     _fit(config, tmp_path / "cut", until=2, data=2, expert=4)
   resumed = _fit(config, tmp_path / "cut", data=4)

@@ -12,6 +12,7 @@ import pytest
 from locojax.core import trees
 from locojax.methods import l2p
 from locojax.methods.l2p import pool, selection, usage
+from tests import programs
 
 KEY = jax.random.key(0)
 QUERY = jax.random.normal(jax.random.key(1), (4, 8))
@@ -23,7 +24,7 @@ def _pool(size=8, num_heads=2, **settings):
 
 
 def _applied(module, query=QUERY, **call):
-  params = module.init(KEY, query)["params"]
+  params = programs.init(module, KEY, query)["params"]
   return params, *module.apply({"params": params}, query, **call)
 
 
@@ -126,7 +127,7 @@ def test_keys_may_be_fixed_and_of_another_size():
 
 def test_ids_outside_give_nan_in_traced_code():
   module = _pool()
-  params = module.init(KEY, QUERY)["params"]
+  params = programs.init(module, KEY, QUERY)["params"]
 
   @jax.jit
   def run(ids):

@@ -9,6 +9,7 @@ import pytest
 
 from locojax.methods import limoe
 from locojax.methods.limoe import model as model_lib
+from tests import programs
 
 KEY = jax.random.key(0)
 RNGS = {"params": KEY, "gating": jax.random.key(1)}
@@ -35,7 +36,7 @@ def _model(of=model_lib.OneTower, **changes):
 
 
 def _init(model):
-  return jax.jit(lambda k: model.init(k, IMAGES, TEXT, MASK))(RNGS)
+  return programs.init(model, RNGS, IMAGES, TEXT, MASK)
 
 
 def _embed(model, variables, *inputs, **named):
@@ -158,7 +159,7 @@ def test_groups_must_divide_a_training_batch():
   model = _model(group_examples=4)
   variables = _init(model)
   with pytest.raises(ValueError, match="group_examples=4"):
-    model.apply(variables, IMAGES, TEXT, train=True, rngs=RNGS)
+    programs.apply(model, variables, IMAGES, TEXT, train=True, rngs=RNGS)
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2)])
@@ -166,7 +167,7 @@ def test_any_mesh_has_loss_and_gradients_of_one_device(sizes):
   images = jax.random.normal(KEY, (16, 8, 8, 3))
   text = jax.random.randint(KEY, (16, 5), 2, 20)
   model = _model(group_examples=2, moe_layers=(0, 1))
-  params = model.init(RNGS, images, text)["params"]
+  params = programs.init(model, RNGS, images, text)["params"]
   aux = limoe.limoe_aux(4, {"image": 4, "text": 5}, weight=1.0)
 
   def loss(params, images, text):

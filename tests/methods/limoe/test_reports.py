@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from locojax.methods.limoe import auxiliary, moe, reports
+from tests import programs
 
 KEY = jax.random.key(0)
 MODALITY = jnp.broadcast_to((jnp.arange(16) >= 12).astype(jnp.int32), (3, 16))
@@ -20,19 +23,25 @@ def _infos(train=True, **changes):
   rngs = {"gating": KEY}
   out = []
   for i in range(2):
-    init = {"params": jax.random.key(i), **rngs}
-    variables = layer.init(init, X, train=True)
-    out.append(layer.apply(variables, X, train=train, mask=MASK, rngs=rngs)[1])
+    keys = {"params": jax.random.key(i), **rngs}
+    variables = programs.init(layer, keys, X, train=True)
+    run = functools.partial(programs.apply, layer, train=train, rngs=rngs)
+    out.append(run(variables, X, mask=MASK)[1])
   return out
 
 
 def test_terms_are_means_over_layers_and_add_up():
   infos = _infos()
   aux = reports.limoe_aux(4, {"image": 12, "text": 4})
-  loss, terms = reports.auxiliary_loss(infos, MODALITY, aux, mask=MASK)
+  whole = lambda i: reports.auxiliary_loss(i, MODALITY, aux, mask=MASK)
+  loss, terms = jax.jit(whole)(infos)
   text = (MODALITY == 1) & (MASK != 0)
   image = (MODALITY == 0) & (MASK != 0)
-  mean = lambda f: float(np.mean([f(i) for i in infos]))
+
+  def mean(f):
+    run = jax.jit(f)
+    return float(np.mean([run(i) for i in infos]))
+
   expected = {
     "importance": mean(
       lambda i: auxiliary.importance_loss(jax.nn.softmax(i.logits), mask=MASK)
@@ -77,7 +86,7 @@ def test_no_noise_no_load_loss_and_no_nan():
 @pytest.mark.parametrize("factor", [0.4, 1.05, None])
 def test_success_by_modality_recombines_to_the_whole(factor):
   infos = _infos(capacity_factor=factor, multiple_of=1)
-  found = reports.routing_metrics(infos, MODALITY, mask=MASK)
+  found = jax.jit(reports.routing_metrics)(infos, MODALITY, mask=MASK)
   both = found["success_image"].merge(found["success_text"])
   assert float(both.value()) == pytest.approx(float(found["success"].value()))
   assert float(both.weight) == 2 * 3 * 14

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from locojax.methods.limoe import auxiliary, dispatch, moe, routing
+from tests import programs
 
 KEY = jax.random.key(0)
 GATES = jnp.array(
@@ -108,7 +109,7 @@ def test_expert_choice_is_balanced_and_soft_weights_sum_to_one():
   x = jax.random.normal(KEY, (24, 5))
   slots = jax.random.normal(jax.random.key(1), (5, 4, 3))
   valid = jnp.arange(24) < 20
-  there, back = routing.soft_moe_weights(x, slots, 2.0, valid=valid)
+  there, back = jax.jit(routing.soft_moe_weights)(x, slots, 2.0, valid=valid)
   np.testing.assert_allclose(there.sum(axis=0), 1, rtol=1e-5)
   np.testing.assert_allclose(back[:20].sum(axis=(1, 2)), 1, rtol=1e-5)
   assert not there[20:].any() and not back[20:].any()
@@ -123,8 +124,7 @@ def _run(x, variables=None, **changes):
   layer = _layer(**changes)
   rngs = {"gating": jax.random.key(5)}
   if variables is None:
-    init = lambda k, x: layer.init({"params": k, **rngs}, x, train=True)
-    variables = jax.jit(init)(KEY, x)
+    variables = programs.init(layer, {"params": KEY, **rngs}, x, train=True)
 
   def loss(variables, x):
     y, info = layer.apply(variables, x, train=True, rngs=rngs)
@@ -142,8 +142,8 @@ X = jax.random.normal(jax.random.key(2), (3, 16, 5))
 @pytest.mark.parametrize("factor", [0.5, 1.05, None])
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_dispatchers_agree_in_value_and_gradient(factor, top_k):
-  init = lambda k: _layer(top_k=top_k).init({"params": k}, X, train=True)
-  variables = jax.jit(init)(KEY)
+  layer = _layer(top_k=top_k)
+  variables = programs.init(layer, {"params": KEY}, X, train=True)
   found = {
     name: _run(
       X, variables, dispatcher=name, capacity_factor=factor, top_k=top_k
@@ -159,11 +159,11 @@ def test_dispatchers_agree_in_value_and_gradient(factor, top_k):
 
 def test_all_experts_is_the_mixture_of_all():
   y, _, _ = _run(X, top_k=4, capacity_factor=None)
-  variables = _layer().init({"params": KEY}, X, train=True)["params"]
+  variables = programs.init(_layer(), {"params": KEY}, X, train=True)["params"]
   gates = jax.nn.softmax(X @ variables["router"]["kernel"])
   experts = moe.ExpertMlp(4, 6, share_init=False)
   rows = jnp.broadcast_to(X.reshape(1, 48, 5), (4, 48, 5))
-  out = experts.apply({"params": variables["experts"]}, rows)
+  out = programs.apply(experts, {"params": variables["experts"]}, rows)
   expected = jnp.einsum("gse,egsd->gsd", gates, out.reshape(4, 3, 16, 5))
   np.testing.assert_allclose(y, expected, atol=1e-5)
 
@@ -177,8 +177,8 @@ def test_dropped_tokens_get_nothing_and_move_no_gate():
 
 def test_a_token_of_a_dropless_evaluation_depends_on_no_other():
   layer = _layer()
-  variables = layer.init({"params": KEY}, X, train=True)
-  run = lambda x: layer.apply(variables, x, train=False)[0]
+  variables = programs.init(layer, {"params": KEY}, X, train=True)
+  run = jax.jit(lambda x: layer.apply(variables, x, train=False)[0])
   whole = run(X)
   np.testing.assert_allclose(run(X[:, :3]), whole[:, :3], atol=1e-6)
   mixed = jnp.concatenate([X[:, 3:], X[:, :3]], axis=1)
@@ -195,8 +195,10 @@ def test_other_routers_run_and_have_gradients(router):
 
 def test_the_bias_moves_against_the_load():
   layer = _layer(balance_rate=0.1, capacity_factor=None)
-  variables = layer.init({"params": KEY}, X, train=True)
-  (_, info), new = layer.apply(variables, X, train=True, mutable=["balance"])
+  variables = programs.init(layer, {"params": KEY}, X, train=True)
+  (_, info), new = programs.apply(
+    layer, variables, X, train=True, mutable=["balance"]
+  )
   load = np.bincount(np.asarray(info.expert).ravel(), minlength=4)
   bias = np.asarray(new["balance"]["bias"])[0]
   assert np.argmax(load) == np.argmin(bias)
@@ -207,14 +209,15 @@ def test_upcycled_experts_are_the_dense_block():
   from locojax.nn import transformer
 
   dense = transformer.FeedForward(6)
-  params = dense.init(KEY, X)["params"]
+  params = programs.init(dense, KEY, X)["params"]
   made = moe.upcycle(params, num_experts=4, key=KEY)
-  y, _ = _layer(top_k=4).apply({"params": made}, X, train=False)
-  np.testing.assert_allclose(y, dense.apply({"params": params}, X), atol=1e-5)
+  y, _ = programs.apply(_layer(top_k=4), {"params": made}, X, train=False)
+  wanted = programs.apply(dense, {"params": params}, X)
+  np.testing.assert_allclose(y, wanted, atol=1e-5)
 
 
 def test_low_precision_experts_are_near():
-  variables = _layer().init({"params": KEY}, X, train=True)
+  variables = programs.init(_layer(), {"params": KEY}, X, train=True)
   y, _, _ = _run(X, variables)
   low, info, _ = _run(X, variables, dtype=jnp.bfloat16)
   assert info.logits.dtype == jnp.float32
@@ -260,18 +263,18 @@ def test_losses_have_their_worked_values():
 
 
 def test_gradients_have_their_worked_values():
-  local = jax.grad(auxiliary.local_entropy_loss)(LOGITS)[0]
+  local = jax.jit(jax.grad(auxiliary.local_entropy_loss))(LOGITS)[0]
   np.testing.assert_allclose(
     local, [-0.136919964134, *3 * [0.045639988045]], atol=1e-7
   )
   whole = lambda x: auxiliary.global_entropy_loss(x, soft_min_experts=4)
   np.testing.assert_allclose(
-    jax.grad(whole)(LOGITS)[0],
+    jax.jit(jax.grad(whole))(LOGITS)[0],
     [0.087608277468, -0.004798179168, -0.041405049150, -0.041405049150],
     atol=1e-7,
   )
   met = lambda x: auxiliary.global_entropy_loss(x, soft_min_experts=3)
-  assert not jax.grad(met)(LOGITS).any()
+  assert not jax.jit(jax.grad(met))(LOGITS).any()
 
 
 def test_load_has_its_worked_values():
@@ -296,7 +299,7 @@ def test_uniform_and_one_hot_routing_are_the_ends():
   assert float(a.local_entropy_loss(sure)) == 0
   assert float(a.mutual_information(sure)) == pytest.approx(log, rel=1e-6)
   assert float(a.mutual_information(zero)) == pytest.approx(0, abs=1e-6)
-  grads = jax.grad(lambda x: a.global_entropy_loss(x))(sure)
+  grads = jax.jit(jax.grad(lambda x: a.global_entropy_loss(x)))(sure)
   assert np.isfinite(grads).all()
 
 
@@ -314,11 +317,12 @@ def test_masked_tokens_are_removed_ones_and_of_none_losses_are_zero():
     (auxiliary.gshard_loss, gates(logits), gates(here)),
   ]
   for loss, all_, kept in pairs:
-    assert float(loss(all_, mask=mask)) == pytest.approx(
-      float(loss(kept)), rel=1e-5
+    run = jax.jit(loss)
+    assert float(run(all_, mask=mask)) == pytest.approx(
+      float(run(kept)), rel=1e-5
     )
-    assert float(loss(all_, mask=jnp.zeros_like(mask))) == 0
-  found = auxiliary.local_entropy_loss(broken, mask=mask)
+    assert float(run(all_, mask=jnp.zeros_like(mask))) == 0
+  found = jax.jit(auxiliary.local_entropy_loss)(broken, mask=mask)
   assert np.isfinite(found)
 
 
@@ -341,14 +345,13 @@ def test_pooled_over_a_mesh_is_the_global_batch():
   run = lambda x: auxiliary.global_entropy_loss(
     x, soft_min_experts=4, axis_name="data"
   )
-  sharded = jax.shard_map(
-    run, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P()
+  sharded = jax.jit(
+    jax.shard_map(run, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P())
   )(logits)
-  whole = auxiliary.global_entropy_loss(logits, soft_min_experts=4)
+  alone = lambda x: auxiliary.global_entropy_loss(x, soft_min_experts=4)
+  whole = alone(logits)
   assert float(sharded) == pytest.approx(float(whole), rel=1e-6)
-  parts = jax.vmap(
-    lambda x: auxiliary.global_entropy_loss(x, soft_min_experts=4)
-  )(logits)
+  parts = jax.jit(jax.vmap(alone))(logits)
   assert float(parts.mean()) > float(whole)
 
 
@@ -359,13 +362,13 @@ def test_sharded_is_unsharded_and_no_weights_move(axes, dispatcher):
 
   layer = _layer(dispatcher=dispatcher)
   x = jax.random.normal(jax.random.key(2), (8, 16, 5))
-  variables = layer.init({"params": KEY}, x, train=True)
+  variables = programs.init(layer, {"params": KEY}, x, train=True)
 
   def loss(variables, x):
     y, _ = layer.apply(variables, x, train=True)
     return jnp.sum(jnp.sin(y))
 
-  expected, grads = jax.value_and_grad(loss)(variables, x)
+  expected, grads = jax.jit(jax.value_and_grad(loss))(variables, x)
   num = axes[0] * axes[1]
   mesh = jax.make_mesh(
     axes,
@@ -400,23 +403,23 @@ def test_sharded_is_unsharded_and_no_weights_move(axes, dispatcher):
 def test_soft_slots_belong_to_the_model_not_to_the_group():
   """Made for groups of 16; any other size has the same slots."""
   layer = _layer(router="soft", capacity_factor=1.0)
-  variables = layer.init({"params": KEY}, X, train=True)
+  variables = programs.init(layer, {"params": KEY}, X, train=True)
   assert variables["params"]["slots"].shape[1:] == (4, 4)
   for train in (True, False):
     for size in (1, 5, 16):
-      y, info = layer.apply(variables, X[:, :size], train=train)
+      y, info = programs.apply(layer, variables, X[:, :size], train=train)
       assert y.shape == X[:, :size].shape and np.isfinite(y).all()
       assert info.kept.all()
   given = _layer(router="soft", slots_per_expert=3, capacity_factor=None)
-  slots = given.init({"params": KEY}, X, train=True)["params"]["slots"]
-  assert slots.shape[1:] == (4, 3)
+  shapes = jax.eval_shape(lambda: given.init({"params": KEY}, X, train=True))
+  assert shapes["params"]["slots"].shape[1:] == (4, 3)
   with pytest.raises(ValueError, match="slots_per_expert=3"):
     _layer(slots_per_expert=3).init({"params": KEY}, X, train=True)
 
 
 def test_a_soft_group_without_tokens_gives_zeros_and_finite_gradients():
   layer = _layer(router="soft", slots_per_expert=2)
-  variables = layer.init({"params": KEY}, X, train=False)
+  variables = programs.init(layer, {"params": KEY}, X, train=False)
   mask = jnp.ones(X.shape[:2]).at[0].set(0)
 
   def loss(variables, x):

@@ -15,6 +15,7 @@ import pytest
 from locojax.methods import locoprop
 from locojax.methods.locoprop import chain
 from locojax.nn import mlp
+from tests import programs
 
 KEY = jax.random.key(0)
 TRANSFERS = {"layer_0": "tanh", "layer_1": "sigmoid"}
@@ -30,7 +31,7 @@ def loss_fn(params, model_state, batch, key):
 
 @functools.cache
 def _captured():
-  params = MODEL.init(KEY, BATCH)["params"]
+  params = programs.init(MODEL, KEY, BATCH)["params"]
   _, grads, tape = jax.jit(locoprop.capture(loss_fn))(params, {}, BATCH, KEY)
   return params, grads, tape
 
@@ -196,13 +197,13 @@ def test_what_is_no_chain():
 def test_a_layer_left_out_of_the_chain():
   model = mlp.MLP((4, 4, 4), activation=jnp.tanh)
   x = np.ones((3, 4), np.float32)
-  params = model.init(KEY, x)["params"]
+  params = programs.init(model, KEY, x)["params"]
 
   def loss(params, model_state, batch, key):
     out = model.apply({"params": params}, batch)
     return jnp.mean(out**2), ({}, model_state)
 
-  _, grads, tape = locoprop.capture(loss)(params, {}, x, KEY)
+  _, grads, tape = jax.jit(locoprop.capture(loss))(params, {}, x, KEY)
   tx = locoprop.locoprop(
     0.1,
     layers=("layer_0", "layer_2"),

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from locojax.methods import locoprop
 from locojax.train import steps
+from tests import programs
 
 KEY = jax.random.key(0)
 
@@ -41,7 +42,7 @@ class Normalised(nn.Module):
 
 def _made(model):
   tokens = np.array([0, 1, 2, 3, 4, 1])
-  variables = model.init(KEY, tokens)
+  variables = programs.init(model, KEY, tokens)
 
   def loss_fn(params, model_state, batch, key):
     logits = model.apply({**variables, "params": params}, batch)
@@ -144,7 +145,7 @@ SETTINGS = [
 def test_masked_rows_are_as_if_removed(held):
   model, rng = Two(), np.random.default_rng(0)
   x = rng.normal(size=(6, 3)).astype(np.float32)
-  params = model.init(KEY, x)["params"]
+  params = programs.init(model, KEY, x)["params"]
 
   def loss_fn(params, model_state, batch, key):
     out = model.apply({"params": params}, batch["x"])
