@@ -15,6 +15,7 @@ from locojax.core import metrics
 from locojax.methods import locoprop
 from locojax.nn import mlp
 from locojax.train import optimizers, steps
+from tests import programs
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -45,7 +46,7 @@ def _autoencoder():
     each = optax.sigmoid_binary_cross_entropy(logits, batch["image"]).sum(-1)
     return each.mean(), ({}, model_state)
 
-  return loss_fn, model.init(KEY, BATCH["image"])["params"], {}
+  return loss_fn, programs.init(model, KEY, BATCH["image"])["params"], {}
 
 
 def _masked():
@@ -60,12 +61,14 @@ def _masked():
     right = metrics.accuracy(logits, batch["label"], batch["mask"])
     return loss.value(), ({"loss": loss, "accuracy": right}, model_state)
 
-  return loss_fn, model.init(KEY, BATCH["image"])["params"], {}
+  return loss_fn, programs.init(model, KEY, BATCH["image"])["params"], {}
 
 
 def _stateful():
   model = Normed()
-  variables = model.init({"params": KEY, "dropout": KEY}, BATCH["image"])
+  variables = programs.init(
+    model, {"params": KEY, "dropout": KEY}, BATCH["image"]
+  )
 
   def loss_fn(params, model_state, batch, key):
     logits, new = model.apply(

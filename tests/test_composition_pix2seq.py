@@ -9,6 +9,7 @@ import pytest
 from locojax.core import trees
 from locojax.methods import ciw, pix2seq, smelu
 from locojax.train import steps
+from tests import programs
 
 VOCAB = pix2seq.Vocabulary(num_classes=2, num_bins=8)
 NUM = 3
@@ -42,7 +43,9 @@ def test_a_detector_of_smelu_with_ciw_weights_learns():
   assert net.encoder.activation is net.decoder.activation is activation
   batch = _batch()
   tokens = np.zeros((1, 5 * NUM), np.int32)
-  params = net.init(jax.random.key(0), batch["image"][:1], tokens)["params"]
+  params = programs.init(net, jax.random.key(0), batch["image"][:1], tokens)[
+    "params"
+  ]
   losses_fn = pix2seq.make_losses_fn(net, VOCAB, max_objects=NUM)
   config = ciw.InstanceConfig(lam=0.5)
   loss_fn = ciw.reweight(losses_fn, config)

@@ -12,6 +12,7 @@ from flax import linen as nn
 from experiments.locoprop.baselines import kfac
 from locojax.core import types
 from locojax.methods.locoprop import taps
+from tests import programs
 
 
 class Net(nn.Module):
@@ -50,7 +51,7 @@ def problem(dtype, batch=7):
   rng = np.random.default_rng(3)
   x = jnp.asarray(rng.normal(size=(batch, 5)), dtype)
   y = jnp.asarray(rng.integers(0, 2, size=(batch, 3)), dtype)
-  params = Net().init(jax.random.key(0), x)["params"]
+  params = programs.init(Net(), jax.random.key(0), x)["params"]
   return params, {"x": x, "y": y}
 
 
@@ -287,7 +288,7 @@ def test_rows_of_all_leading_axes_count():
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(4, 6, 5)), jnp.float32)
   model = nn.Dense(3)
-  params = {"params": model.init(jax.random.key(0), x)["params"]}
+  params = {"params": programs.init(model, jax.random.key(0), x)["params"]}
 
   class Outer(nn.Module):
     @nn.compact

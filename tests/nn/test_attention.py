@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from locojax.nn import attention
+from tests import programs
 
 close = np.testing.assert_allclose
 
@@ -20,7 +21,7 @@ def _qkv(num=5, heads=2, size=4, batch=2):
 def _module(x, **kwargs):
   model = attention.MultiHeadAttention(2, **kwargs)
   x_or_token = x[:, :1] if kwargs.get("decode") else x
-  params = model.init(jax.random.key(3), x_or_token)["params"]
+  params = programs.init(model, jax.random.key(3), x_or_token)["params"]
   return model, params
 
 
@@ -105,7 +106,7 @@ def test_cross_attention_reads_the_context():
   x = jax.random.normal(jax.random.key(1), (2, 3, 8))
   context = jax.random.normal(jax.random.key(2), (2, 5, 6))
   model = attention.MultiHeadAttention(2)
-  variables = model.init(jax.random.key(0), x, context)
+  variables = programs.init(model, jax.random.key(0), x, context)
   assert variables["params"]["key"]["kernel"].shape == (6, 8)
   out = model.apply(variables, x, context)
   assert out.shape == (2, 3, 8)

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from locojax.core import trees
 from locojax.nn import mlp
+from tests import programs
 
 
 @pytest.mark.parametrize("size", [1, 30, 4096])
@@ -27,7 +28,7 @@ def test_glorot_bias_is_uniform_within_its_bound(size):
 def test_mlp_maps_the_last_axis_and_ends_without_activation(lead):
   model = mlp.MLP((8, 4), activation=jax.nn.relu)
   x = jax.random.normal(jax.random.key(1), (*lead, 6))
-  params = model.init(jax.random.key(0), x)["params"]
+  params = programs.init(model, jax.random.key(0), x)["params"]
   assert list(params) == ["layer_0", "layer_1"]
   first, last = params["layer_0"], params["layer_1"]
   hidden = jax.nn.relu(x @ first["kernel"] + first["bias"])
@@ -44,7 +45,7 @@ def _autoencoder(**kwargs):
 
 def _params(model, dtype=jnp.float32):
   x = jnp.zeros((1, model.num_inputs), dtype)
-  return model.init(jax.random.key(0), x)["params"]
+  return programs.init(model, jax.random.key(0), x)["params"]
 
 
 def test_autoencoder_has_mirrored_layers():
@@ -109,7 +110,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32_parameters():
 
 def _variables(model, x, **kwargs):
   keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-  return model.init(keys, x, **kwargs)
+  return programs.init(model, keys, x, **kwargs)
 
 
 @pytest.mark.parametrize("normalization", mlp.NORMALIZATIONS)

@@ -10,6 +10,7 @@ import pytest
 from locojax.core import trees
 from locojax.nn import transformer
 from locojax.train import flops
+from tests import programs
 
 close = np.testing.assert_allclose
 
@@ -56,7 +57,7 @@ def test_names_of_the_layers(params):
 
 def test_block_is_its_formula(x):
   block = transformer.Block(2, 16, activation=jnp.tanh)
-  params = block.init(jax.random.key(0), x)["params"]
+  params = programs.init(block, jax.random.key(0), x)["params"]
   out, seen = block.apply(
     {"params": params}, x, capture_intermediates=True, mutable="intermediates"
   )

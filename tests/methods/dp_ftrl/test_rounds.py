@@ -19,6 +19,7 @@ from locojax.methods.dp_ftrl import clipping, noise, rounds, tree
 from locojax.methods.smelu import activations
 from locojax.nn import mlp
 from locojax.train import sharding, steps
+from tests import programs
 
 KEY = jax.random.key(3)
 CLIENTS, STEPS, BATCH, FEATURES, CLASSES = 16, 3, 4, 5, 8
@@ -58,7 +59,7 @@ def cohort(seed=0, clients=CLIENTS):
 @functools.cache
 def params():
   """Parameters of the small network."""
-  return MODEL.init(KEY, np.zeros((1, FEATURES)))["params"]
+  return programs.init(MODEL, KEY, np.zeros((1, FEATURES)))["params"]
 
 
 def state(tx=SERVER, clip=CLIP):

@@ -15,6 +15,7 @@ from locojax.methods import locoprop
 from locojax.methods.locoprop import changes
 from locojax.nn import mlp
 from locojax.train import collectives, sharding, steps
+from tests import programs
 
 KEY = jax.random.key(0)
 NUM_ITERS, ROWS, SAMPLE = 4, 64, 16
@@ -79,7 +80,7 @@ def _under_shard_map(mesh, params, tx):
 
 def _collectives(build, **settings):
   mesh = sharding.make_mesh({"data": 8})
-  params = MODEL.init(KEY, BATCH)["params"]
+  params = programs.init(MODEL, KEY, BATCH)["params"]
   compiled = build(mesh, params, _tx(**settings))
   found = collectives.parse(compiled.as_text(), dict(mesh.shape))
   return trees.num_bytes(params), found

@@ -15,6 +15,7 @@ from flax import linen as nn
 from locojax.methods import locoprop
 from locojax.methods.locoprop import matching, stacking, taps, targets, update
 from locojax.nn import mlp
+from tests import programs
 
 KEY = jax.random.key(0)
 TRANSFERS = {"^code$": "linear", "output": "sigmoid", ".*": "tanh"}
@@ -30,7 +31,7 @@ def loss_fn(params, model_state, batch, key):
 
 @functools.cache
 def _captured():
-  params = MODEL.init(KEY, BATCH)["params"]
+  params = programs.init(MODEL, KEY, BATCH)["params"]
   _, grads, tape = jax.jit(locoprop.capture(loss_fn))(params, {}, BATCH, KEY)
   return params, grads, tape
 
@@ -114,7 +115,7 @@ class Convs(nn.Module):
 
 def test_convolutions_stay_alone():
   model, x = Convs(), np.ones((2, 3, 3, 2), np.float32)
-  params = model.init(KEY, x)["params"]
+  params = programs.init(model, KEY, x)["params"]
 
   def loss(params, model_state, batch, key):
     return jnp.mean(model.apply({"params": params}, batch)), ({}, model_state)

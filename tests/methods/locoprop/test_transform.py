@@ -16,6 +16,7 @@ from locojax.core import trees
 from locojax.methods import locoprop
 from locojax.nn import mlp
 from locojax.train import sharding, steps
+from tests import programs
 
 KEY = jax.random.key(0)
 TRANSFERS = {"^code$": "linear", "output": "sigmoid", ".*": "tanh"}
@@ -31,7 +32,7 @@ def loss_fn(params, model_state, batch, key):
 
 @functools.cache
 def _start():
-  return MODEL.init(KEY, BATCH["image"])["params"]
+  return programs.init(MODEL, KEY, BATCH["image"])["params"]
 
 
 @functools.cache
@@ -173,8 +174,8 @@ def test_shared_layer_sums_over_its_calls():
     )
 
   x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-  params = dense.init(KEY, x)["params"]
-  _, grads, tape = locoprop.capture(shared)(params, {}, x, KEY)
+  params = programs.init(dense, KEY, x)["params"]
+  _, grads, tape = jax.jit(locoprop.capture(shared))(params, {}, x, KEY)
   tx = locoprop.locoprop(
     0.1,
     "sgd",
@@ -215,7 +216,7 @@ def test_every_stock_layer_takes_local_steps():
     "image": rng.normal(size=(6, 3, 3, 1)).astype(np.float32),
   }
   model = Everything()
-  params = model.init(KEY, **batch)["params"]
+  params = programs.init(model, KEY, batch["tokens"], batch["image"])["params"]
 
   def loss(params, model_state, batch, key):
     out = model.apply({"params": params}, **batch)
@@ -241,16 +242,15 @@ def test_every_stock_layer_takes_local_steps():
 def test_bfloat16_model_keeps_float32_parameters():
   model = mlp.MLP((8, 3), activation=jnp.tanh, dtype=jnp.bfloat16)
   x = np.ones((4, 5), np.float32)
-  params = model.init(KEY, x)["params"]
+  params = programs.init(model, KEY, x)["params"]
 
   def loss(params, model_state, batch, key):
     out = model.apply({"params": params}, batch).astype(jnp.float32)
     return jnp.mean(out**2), ({}, model_state)
 
   tx = locoprop.locoprop(1e-3, transfers={"layer_0": "tanh", ".*": "linear"})
-  state, _ = locoprop.make_step(loss, tx)(
-    steps.init_state(params, tx, key=KEY), x
-  )
+  step = jax.jit(locoprop.make_step(loss, tx))
+  state, _ = step(steps.init_state(params, tx, key=KEY), x)
   chex.assert_trees_all_equal_shapes_and_dtypes(state.params, params)
   assert all(np.isfinite(p).all() for p in jax.tree.leaves(state.params))
 
@@ -424,12 +424,12 @@ def test_errors_of_a_call():
 def test_a_layer_that_tells_its_own_transfer():
   layer = locoprop.LocoDense(1, transfer="tanh")
   x = np.ones((3, 2), np.float32)
-  params = layer.init(KEY, x)["params"]
+  params = programs.init(layer, KEY, x)["params"]
 
   def loss(params, model_state, batch, key):
     return jnp.mean(layer.apply({"params": params}, batch)), ({}, model_state)
 
-  _, grads, tape = locoprop.capture(loss)(params, {}, x, KEY)
+  _, grads, tape = jax.jit(locoprop.capture(loss))(params, {}, x, KEY)
   own = locoprop.locoprop(0.1)
   rule = locoprop.locoprop(0.1, transfers={"": "tanh"})
   a, _ = own.update(grads, own.init(params), params, tape=tape)
@@ -443,12 +443,12 @@ def test_a_layer_that_tells_its_own_transfer():
 def test_softmax_needs_two_outputs():
   dense = nn.Dense(1)
   x = np.ones((3, 2), np.float32)
-  params = dense.init(KEY, x)["params"]
+  params = programs.init(dense, KEY, x)["params"]
 
   def loss(params, model_state, batch, key):
     return jnp.mean(dense.apply({"params": params}, batch)), ({}, model_state)
 
-  _, grads, tape = locoprop.capture(loss)(params, {}, x, KEY)
+  _, grads, tape = jax.jit(locoprop.capture(loss))(params, {}, x, KEY)
   tx = locoprop.locoprop(0.1, transfers={"": "softmax"})
   with pytest.raises(ValueError, match="softmax.*2 or more"):
     tx.update(grads, tx.init(params), params, tape=tape)

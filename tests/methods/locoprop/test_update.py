@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from locojax.methods import locoprop
 from locojax.methods.locoprop import changes, matching, taps, targets
+from tests import programs
 
 X = np.array([[1, 2], [0, -1], [0.5, 0.5]])
 W = np.array([[0.3, -0.2], [0.1, 0.4]])
@@ -341,7 +342,7 @@ def test_conv_is_dense_on_patches():
   rng = np.random.default_rng(0)
   image = jnp.asarray(rng.normal(size=(3, 5, 5, 2)), jnp.float32)
   conv = nn.Conv(4, (3, 3), padding="VALID")
-  params = conv.init(jax.random.key(0), image)["params"]
+  params = programs.init(conv, jax.random.key(0), image)["params"]
   preact = conv.apply({"params": params}, image)
   g = jnp.asarray(rng.normal(size=preact.shape), jnp.float32) * 0.1
   patches = jax.lax.conv_general_dilated_patches(
