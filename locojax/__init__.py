@@ -19,13 +19,15 @@ METHODS = (
   *("pix2seq", "smelu"),
 )
 # Libraries beside the ten systems, which several of them are compared by.
-# Minerva is one of the ten, and among `METHODS` once its experiment is there.
-TOOLS = ("continual", "minerva")
+# Minerva and code completion are of the ten, and among `METHODS` once their
+# experiments are there.
+TOOLS = ("completion", "continual", "minerva")
 __all__ = [
   "METHODS",
   "TOOLS",
   "__version__",
   "ciw",
+  "completion",
   "continual",
   "dp_ftrl",
   "l2p",

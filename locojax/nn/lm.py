@@ -33,8 +33,8 @@ class DecoderLM(nn.Module):
   Attributes:
     vocab_size: V.
     max_len: longest sequence; size of learned positions.
-    num_layers, num_heads, activation, gated, scan, remat, use_bias, norm: of the
-      stack.
+    num_layers, num_heads, activation, gated, scan, remat, use_bias, norm: of
+      the stack.
     model_size: E.
     hidden_size: of the feed-forward layers; None is 4 E.
     positions: 'learned', 'rotary' or 'relative' (of T5, see `relative`).

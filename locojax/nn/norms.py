@@ -1,4 +1,4 @@
-"""Norms by name, and batch norm of batches of which a mask may leave nothing."""
+"""Norms by name; batch norm of batches of which a mask may leave nothing."""
 
 from __future__ import annotations
 
