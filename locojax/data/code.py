@@ -50,17 +50,22 @@ class SourceFile:
 
   Attributes:
     package: what it belongs to; splits never part the files of one.
-    path: below the folder of its package, with `/`.
+    path: below `root`, with `/`.
     language: one of `LANGUAGES`.
     text: all of it; line ends as in the file.
-    place: where the file is.
+    root: the folder that an engine would work in; '' if it is in none.
   """
 
   package: str
   path: str
   language: str
   text: str
-  place: str = ""
+  root: str = ""
+
+  @property
+  def place(self) -> pathlib.Path:
+    """Where the file is."""
+    return pathlib.Path(self.root, self.path)
 
 
 def language_of(name: str | os.PathLike) -> str | None:
@@ -111,30 +116,36 @@ def _read(
     text = None if language is None else read_text(path)
     if text is not None and refusal(text) is None:
       name = path.relative_to(root).as_posix()
-      out.append(SourceFile(package, name, language, text, str(path)))
+      out.append(SourceFile(package, name, language, text, str(root)))
   return out
 
 
-def packages_of_python() -> dict[str, list[pathlib.Path]]:
+def packages_of_python(
+  *, only_library: bool = False
+) -> dict[str, tuple[pathlib.Path, list[pathlib.Path]]]:
   """Python files of the standard library and of installed packages.
 
+  Args:
+    only_library: leaves out what is installed.
+
   Returns:
-    Top-level package -> files, sorted. Modules of the standard library are
-    packages of their own (`email`, `json`), as they know little of each other.
+    Top-level package -> the folder it is in, and files, sorted. Modules of the
+    standard library are packages of their own (`stdlib/email`), as they know
+    little of each other.
   """
-  out: dict[str, list[pathlib.Path]] = {}
+  out: dict[str, tuple[pathlib.Path, list[pathlib.Path]]] = {}
   library = pathlib.Path(sysconfig.get_path("stdlib"))
   skipped = {"site-packages", "dist-packages", "test", "idlelib", "lib2to3"}
   for path in sorted(library.rglob("*.py")):
     parts = path.relative_to(library).parts
     if not skipped & set(parts):
       name = parts[0].removesuffix(".py")
-      out.setdefault(f"stdlib/{name}", []).append(path)
-  for root in _site_folders():
+      out.setdefault(f"stdlib/{name}", (library, []))[1].append(path)
+  for root in () if only_library else _site_folders():
     for folder in sorted(p for p in root.iterdir() if p.is_dir()):
       found = sorted(folder.rglob("*.py"))
       if found and not folder.name.endswith("-info"):
-        out.setdefault(folder.name, []).extend(found)
+        out.setdefault(folder.name, (root, []))[1].extend(found)
   return out
 
 
@@ -144,7 +155,11 @@ def _site_folders() -> list[pathlib.Path]:
 
 
 def installed(
-  *, max_bytes: int, seed: int, max_share: float = 0.1
+  *,
+  max_bytes: int,
+  seed: int,
+  max_share: float = 0.1,
+  only_library: bool = False,
 ) -> tuple[SourceFile, ...]:
   """Python source of this interpreter and its packages.
 
@@ -155,19 +170,20 @@ def installed(
     max_bytes: of all files.
     seed: of the order.
     max_share: in (0, 1].
+    only_library: leaves out what is installed besides the library.
 
   Raises:
     ValueError: a bad setting; no source files in this installation.
   """
   checks.positive_int("max_bytes", max_bytes)
   checks.between("max_share", max_share, 0.0, 1.0 + 1e-9)
-  found = packages_of_python()
+  found = packages_of_python(only_library=only_library)
   if not found:
     raise ValueError(
       "this Python has no source files to learn from: install its library, or "
       "give a folder."
     )
-  both = [(name, path) for name, paths in found.items() for path in paths]
+  both = [(name, path) for name, (_, paths) in found.items() for path in paths]
   order = np.random.default_rng(checks.seed("seed", seed)).permutation(
     len(both)
   )
@@ -177,13 +193,29 @@ def installed(
     size = path.stat().st_size
     if size + sizes.get(name, 0) > room:
       continue
-    got = _read(name, path.parent, [path])
+    got = _read(name, found[name][0], [path])
     if got:
       sizes[name] = sizes.get(name, 0) + size
       taken += got
     if sum(sizes.values()) > 0.99 * max_bytes:
       break
-  return tuple(sorted(taken, key=lambda f: (f.package, f.place)))
+  return tuple(sorted(taken, key=lambda f: (f.package, f.path)))
+
+
+def digest_of_installed(*, only_library: bool = False) -> str:
+  """Digest of the names and sizes of what `installed` draws from.
+
+  Returns:
+    16 hexadecimal digits.
+  """
+  total = hashlib.sha256()
+  for name, (root, paths) in sorted(
+    packages_of_python(only_library=only_library).items()
+  ):
+    for path in paths:
+      size = path.stat().st_size
+      total.update(f"{name}\0{path.relative_to(root)}\0{size}\0".encode())
+  return total.hexdigest()[:16]
 
 
 def from_folder(

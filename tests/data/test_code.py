@@ -28,7 +28,7 @@ def test_every_file_comes_back_byte_for_byte(corpus, tokenizer):
   assert len(corpus) > 5
   for file in corpus:
     again = tokenizer.decode(tokenizer.encode(file.text))
-    with open(file.place, "rb") as raw:
+    with file.place.open("rb") as raw:
       assert again.encode() == raw.read() == file.text.encode()
 
 

@@ -105,10 +105,12 @@ def make_example(
   return Example(text[:offset], text[offset:end], text[end:], language)
 
 
-def _offset(text: str, rng: np.random.Generator, starts: float) -> int:
+def _offset(
+  text: str, rng: np.random.Generator, starts: float, low: int, high: int
+) -> int:
   """A character that is no blank; or, by chance, where a word begins."""
   for _ in range(100):
-    offset = int(rng.integers(len(text)))
+    offset = int(rng.integers(low, high))
     if not text[offset].isspace():
       break
   if rng.random() >= starts:
@@ -130,6 +132,8 @@ def sample_example(
   starts: float = 0.3,
   several_lines: float = 0.3,
   max_follow: int = 10,
+  low: int = 0,
+  high: int | None = None,
 ) -> Example:
   """An example drawn from a text that is not blank.
 
@@ -147,6 +151,7 @@ def sample_example(
     several_lines: share of examples with a number of further lines that is
       geometric (p = 0.5) and at most `max_follow`.
     max_follow: see there.
+    low, high: offsets between which it is drawn, or nearly; None is the end.
 
   Raises:
     ValueError: a setting, or a text that is blank.
@@ -158,7 +163,10 @@ def sample_example(
     raise ValueError("text is blank: there is nothing to complete.")
   if masking == "identifier":
     starts = 1.0
-  offset = _offset(text, rng, starts)
+  high = len(text) if high is None else high
+  checks.int_in_range("high", high, 1, len(text))
+  checks.int_in_range("low", low, 0, high - 1)
+  offset = _offset(text, rng, starts, low, high)
   if masking == "span":
     length = min(_MAX_SPAN, 1 + int(rng.geometric(1 / _MEAN_SPAN)))
     end = min(len(text), offset + length)
@@ -169,9 +177,8 @@ def sample_example(
     return Example(text[:offset], text[offset:end], text[end:], language)
   if masking == "whole_lines":
     start = max(text.rfind("\n", 0, offset), text.rfind("\r", 0, offset)) + 1
-    while text[start].isspace():
-      start += 1
-    offset = start
+    line = text[start : line_end(text, start)]
+    offset = start + len(line) - len(line.lstrip())
   follow = 0
   if rng.random() < several_lines:
     follow = min(max_follow, int(rng.geometric(0.5)))
