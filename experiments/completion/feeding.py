@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from experiments.completion import conditions, corpora
-from locojax.core import checks
 from locojax.data import code, code_tokens, pipeline
 from locojax.methods import completion
 
@@ -65,12 +64,8 @@ def batches(config, start: int):
   files = corpora.of_language(corpora.load(config).train, config.language)
   tokenizer = corpora.tokenizer(config)
   rows = chunks(files)
-  if len(rows) < config.batch_size:
-    checks.refuse(
-      "batch_size",
-      config.batch_size,
-      f"at most {len(rows)}, the chunks of {CHUNK} characters of training",
-    )
+  if len(rows) < config.batch_size:  # a small folder, several times
+    rows = np.resize(rows, (config.batch_size, 3))
 
   def draw(batch, rng):
     examples = drawn(config, files, batch["row"], rng)

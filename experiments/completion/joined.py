@@ -88,6 +88,7 @@ def ranks(
     return {"lists": listed, "usable": 0, "positions": len(places)}
   old, new = np.array(before), np.array(after)
   accepted = (old < visible) | (new < visible)
+  clean = lambda x: None if math.isnan(x) else x
   all_ = completion.rank_changes(old, new)
   taken = completion.rank_changes(old[accepted], new[accepted])
   return {
@@ -96,8 +97,8 @@ def ranks(
     "usable": len(before),
     "better": all_.better,
     "worse": all_.worse,
-    "accepted_better": taken.better,
-    "accepted_worse": taken.worse,
+    "accepted_better": clean(taken.better),
+    "accepted_worse": clean(taken.worse),
     "mrr_before": mean(1 / (old + 1)),
     "mrr_after": mean(1 / (new + 1)),
     "typed_before": mean(typed["b1"]),

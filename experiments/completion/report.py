@@ -56,9 +56,11 @@ def _places(config, workdir, method, language) -> list[pathlib.Path]:
   return [folder(workdir, method, own, s) for s in seeds_of(config, method)]
 
 
-def _listed(found: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def _listed(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """A list over seeds of each number; `none` where there was none to count."""
   names = [n for n in found[0] if n not in _LEFT_OUT and n != "arm"]
-  return {n: [f.get(n) for f in found] for n in names}
+  lists = {n: [f[n] for f in found if f.get(n) is not None] for n in names}
+  return {n: values or "none" for n, values in lists.items()}
 
 
 def _rows_of(config, workdir, method, language) -> list[dict[str, Any]]:
@@ -104,10 +106,9 @@ def _markdown(found: Sequence[Mapping[str, Any]]) -> str:
   parts = []
   for table, columns in TABLES.items():
     own = [r for r in found if r["table"] == table]
-    some = lambda v: v not in (None, []) and v != [None]
-    keep = [c for c in columns if any(some(r.get(c)) for r in own)]
+    keep = [c for c in columns if any(r.get(c) for r in own)]
     if own:
-      filled = [{c: r.get(c) or [None] for c in keep} for r in own]
+      filled = [{c: r.get(c) or "none" for c in keep} for r in own]
       parts.append(f"{table}\n\n{tables.render(filled, keep)}")
   return "\n\n".join(parts)
 

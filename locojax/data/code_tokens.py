@@ -113,6 +113,10 @@ class CodeTokenizer:
       checks.one_of("language", name, known)
     return token
 
+  def knows(self, language: str) -> bool:
+    """Whether it was made for a language, among others."""
+    return self._processor.piece_to_id(f"<{language}>") != UNKNOWN
+
   def encode(self, text: str) -> list[int]:
     """The tokens of a text, no marks among them."""
     return self._processor.encode(_escaped(text))

@@ -157,7 +157,8 @@ def make_loss_fn(
       alone can learn from; targets have 1.
 
   Returns:
-    A `LossFn` of batches of `encoder_decoder_batch` or `decoder_batch`. Its
+    A `LossFn` of batches of `encoder_decoder_batch` or `decoder_batch`; a
+    `mask` `[B]` beside them leaves examples out. Its
     metrics are `loss`, and of the targets `accuracy` and `cross_entropy`.
 
   Raises:
@@ -174,6 +175,8 @@ def make_loss_fn(
     logits = logits.astype(jnp.float32)
     width = batch["targets"].shape[1]
     weights = real.astype(jnp.float32)
+    if "mask" in batch:
+      weights = weights * batch["mask"].astype(jnp.float32)[:, None]
     is_target = jnp.arange(wanted.shape[1]) >= wanted.shape[1] - width
     weights = weights * jnp.where(is_target, 1.0, context_weight)
     each = labels.cross_entropy(logits, wanted)
