@@ -56,11 +56,18 @@ def _places(config, workdir, method, language) -> list[pathlib.Path]:
   return [folder(workdir, method, own, s) for s in seeds_of(config, method)]
 
 
-def _listed(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """A list over seeds of each number; `none` where there was none to count."""
+def _cell(values: Sequence[Any], num_seeds: int) -> Any:
+  """Numbers over seeds; one number of what is done once; `none` for none."""
+  if all(v is None for v in values):
+    return "none"
+  return list(values) if len(values) == num_seeds else values[0]
+
+
+def _listed(
+  found: Sequence[Mapping[str, Any]], num_seeds: int
+) -> dict[str, Any]:
   names = [n for n in found[0] if n not in _LEFT_OUT and n != "arm"]
-  lists = {n: [f[n] for f in found if f.get(n) is not None] for n in names}
-  return {n: values or "none" for n, values in lists.items()}
+  return {n: _cell([f.get(n) for f in found], num_seeds) for n in names}
 
 
 def _rows_of(config, workdir, method, language) -> list[dict[str, Any]]:
@@ -70,25 +77,31 @@ def _rows_of(config, workdir, method, language) -> list[dict[str, Any]]:
   if not all(asked):
     return []
   head = {"method": method, "language": language}
-  out = []
+  num, out = len(config.seeds), []
   for table in ("lines", "ranks", "checks", "several"):
     found = [a[table] for a in asked if table in a]
     if found:
-      row = {"table": table, **head, **_listed(found)}
-      out.append({**row, **_of_runs(where)} if table == "lines" else row)
+      row = {"table": table, **head, **_listed(found, num)}
+      more = _of_runs(where, num) if table == "lines" else {}
+      out.append({**row, **more})
   for i, one in enumerate(asked[0].get("users", ())):
     found = [a["users"][i] for a in asked]
-    out.append({"table": "users", **head, "arm": one["arm"], **_listed(found)})
+    row = {"table": "users", **head, "arm": one["arm"]}
+    out.append({**row, **_listed(found, num)})
   return out
 
 
-def _of_runs(where: Sequence[pathlib.Path]) -> dict[str, list[Any]]:
+def _of_runs(where: Sequence[pathlib.Path], num_seeds: int) -> dict[str, Any]:
   """Loss of the validation part and minutes of training."""
-  found = [runs.load(w) for w in where if (w / "config.json").exists()]
-  found = [r for r in found if r.finished]
+  found = [
+    runs.load(w).result or {} if (w / "config.json").exists() else {}
+    for w in where
+  ]
+  minutes = [r["seconds"] / 60 if "seconds" in r else None for r in found]
+  losses = [r.get("values", {}).get(LOSS) for r in found]
   return {
-    "validation_loss": [r.result["values"].get(LOSS) for r in found],
-    "minutes": [r.result["seconds"] / 60 for r in found],
+    "validation_loss": _cell(losses, num_seeds),
+    "minutes": _cell(minutes, num_seeds),
   }
 
 

@@ -7,7 +7,7 @@ often; an encoder-decoder is held against counting n-grams.
     --config experiments/completion/configs/models.py:cpu
 
 Variants: tiny (seconds, standard library), cpu (packages of this Python),
-masking (what training hides), languages (of `data.path`, as made by
+masking (what training hides, and decoders alone), languages (of `data.path`, as made by
 `scripts.prepare_code`: one model against one for each), folder (your own code:
 set `--config.data.path`), gpu (67M parameters), and for `--mode=check` paper
 (0.5B).
@@ -24,7 +24,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     raise ValueError(f"variant={variant!r} is not allowed: one of {VARIANTS}.")
   config = ConfigDict()
   config.experiment = "experiments.completion.experiment"
-  config.methods = ("line", "no_suffix", "fim", "ngram")
+  config.methods = ("line", "no_suffix", "ngram")
   config.method, config.language = "line", ""
   _defaults_of_data(config)
   _defaults_of_models(config)
@@ -67,7 +67,7 @@ def _defaults_of_models(config):
     "preset": "cpu_tiny",
     # What differs from the preset.
     "sizes": {},
-    "max_inputs": 192,
+    "max_inputs": 128,
     "max_targets": 48,
     "prefix_share": 0.75,
     # Of the prompt of a decoder alone, and the weight of its tokens.
@@ -150,17 +150,27 @@ def _tiny(config):
   config.methods, config.seeds = ("line", "ngram"), (0,)
 
 
+def _short(config):
+  """For many methods, in an hour; engines are not asked."""
+  config.num_steps, config.optimizer.warmup_steps = 200, 40
+  config.eval.update(num_members=0, num_several=0)
+
+
 def _cpu(config):
   del config
 
 
 def _masking(config):
-  config.methods = ("line", "whole_lines", "identifier", "span", "fim_middle")
+  config.methods = (
+    *("line", "whole_lines", "identifier", "span", "fim", "fim_middle"),
+  )
+  _short(config)
 
 
 def _languages(config):
   config.data.update(name="folder", depth=2)
   config.methods = ("line", "one_language", "ngram")
+  _short(config)
 
 
 def _folder(config):

@@ -24,7 +24,7 @@ ROWS = [
   ("tiny", {"model.sizes.hidden_size": 0}, "hidden_size", "1 or more"),
   ("tiny", {"model.max_inputs": 8}, "model.max_inputs", "[16"),
   ("tiny", {"model.prefix_share": 1.5}, "model.prefix_share", "[0"),
-  ("tiny", {"model.order": "pms"}, "model.order", "mean 'psm'"),
+  ("tiny", {"model.order": "pms"}, "model.order", "'psm'"),
   ("tiny", {"model.dtype": "bf16"}, "model.dtype", "'bfloat16'"),
   ("tiny", {"model.z_loss": -1.0}, "model.z_loss", "0 or more"),
   ("tiny", {"model.context_weight": 0.0}, "context_weight", "above 0"),
