@@ -118,6 +118,9 @@ def check(config) -> None:
     sizes["num_heads"],
   )
   settings.divides_mesh(config, "batch_size")
+  kinds = {conditions.CONDITIONS[m].kind for m in config.methods}
+  if kinds == {"ngram"}:
+    checks.refuse("methods", config.methods, "one that is trained, or more")
   if config.data.name != "folder" and config.data.languages:
     checks.refuse(
       "data.languages",

@@ -7,6 +7,7 @@ included, so that `file.text.encode()` is the file.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -202,8 +203,11 @@ def installed(
   return tuple(sorted(taken, key=lambda f: (f.package, f.path)))
 
 
+@functools.cache
 def digest_of_installed(*, only_library: bool = False) -> str:
   """Digest of the names and sizes of what `installed` draws from.
+
+  It is looked at once a process.
 
   Returns:
     16 hexadecimal digits.

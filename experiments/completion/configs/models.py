@@ -7,15 +7,15 @@ often; an encoder-decoder is held against counting n-grams.
     --config experiments/completion/configs/models.py:cpu
 
 Variants: tiny (seconds, standard library), cpu (packages of this Python),
-masking (what training hides, and decoders alone), languages (of `data.path`, as made by
-`scripts.prepare_code`: one model against one for each), folder (your own code:
-set `--config.data.path`), gpu (67M parameters), and for `--mode=check` paper
-(0.5B).
+masking (what training hides, and decoders alone), languages (of `data.path`,
+as made by `scripts.prepare_code`: one model against one for each), folder (your
+own code: set `--config.data.path`), gpu (67M parameters), and for
+`--mode=check` paper (0.5B).
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = (*("tiny", "cpu", "masking", "languages", "folder", "gpu", "paper"),)
+VARIANTS = ("tiny", "cpu", "masking", "languages", "folder", "gpu", "paper")
 
 
 def get_config(variant: str = "cpu") -> ConfigDict:

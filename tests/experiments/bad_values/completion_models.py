@@ -7,6 +7,7 @@ NAN = float("nan")
 ROWS = [
   ("tiny", {"methods": ()}, "methods", "1 or more"),
   ("tiny", {"methods": ("lines",)}, "methods", "mean 'line'"),
+  ("tiny", {"methods": ("ngram",)}, "methods", "one that is trained"),
   ("tiny", {"method": "no_sufix"}, "method", "mean 'no_suffix'"),
   ("tiny", {"language": "pythn"}, "language", "mean 'python'"),
   ("tiny", {"data.name": "instaled"}, "data.name", "mean 'installed'"),
