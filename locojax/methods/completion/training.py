@@ -112,11 +112,26 @@ def _before(lengths: jax.Array, width: int) -> jax.Array:
   return jnp.arange(width) < lengths[:, None]
 
 
+def _counted(batch) -> tuple[jax.Array, ...]:
+  """Tokens with zeros at what does not count, and how many count."""
+  out = []
+  for name in ("inputs", "targets"):
+    num = batch[f"num_{name}"]
+    if "mask" in batch:
+      num = jnp.where(batch["mask"] != 0, num, 0)
+    there = _before(num, batch[name].shape[1])
+    out += [jnp.where(there, batch[name], 0), num]
+  return tuple(out)
+
+
 def _logits(model, params, batch):
-  """Logits of the targets and of the prompt's own tokens (or None)."""
-  inputs, targets = batch["inputs"], batch["targets"]
-  valid = _before(batch["num_inputs"], inputs.shape[1])
-  real = _before(batch["num_targets"], targets.shape[1])
+  """Logits, the tokens they should be, and which of these count, `[B, N]`.
+
+  N are the targets, and for a decoder alone what of the prompt is before them.
+  """
+  inputs, num_inputs, targets, num_targets = _counted(batch)
+  valid = _before(num_inputs, inputs.shape[1])
+  real = _before(num_targets, targets.shape[1])
   if isinstance(model, seq2seq.Seq2SeqLM):
     start = jnp.zeros_like(targets[:, :1])
     logits = model.apply(
@@ -132,11 +147,10 @@ def _logits(model, params, batch):
   logits = model.apply({"params": params}, tokens[:, :-1], valid=both[:, :-1])
   # The last real token of the prompt says what the first target is.
   width = inputs.shape[1]
-  last = jnp.take_along_axis(
-    logits, batch["num_inputs"][:, None, None] - 1, axis=1
-  )
+  at = jnp.maximum(num_inputs - 1, 0)[:, None, None]
+  last = jnp.take_along_axis(logits, at, axis=1)
   behind = jnp.concatenate([last, logits[:, width:]], axis=1)
-  inside = _before(batch["num_inputs"] - 1, width - 1)
+  inside = _before(num_inputs - 1, width - 1)
   logits = jnp.concatenate([logits[:, : width - 1], behind], axis=1)
   wanted = jnp.concatenate([inputs[:, 1:], targets], axis=1)
   return logits, wanted, jnp.concatenate([inside, real], axis=1)

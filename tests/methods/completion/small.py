@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from locojax.data import code, code_tokens
 from locojax.methods import completion
@@ -52,3 +53,39 @@ def model(kind="encoder_decoder"):
 def file(package, text, path="a.py", language="python"):
   """A file of a package."""
   return code.SourceFile(package, path, language, text)
+
+
+def masked(num):
+  """Losses of both models, for the table of masks.
+
+  Examples are masked, with their lengths.
+
+  Returns:
+    A function of parameters, inputs and mask; `num` inputs; parameters.
+  """
+  sizes = {**SIZES, "model_size": 4, "hidden_size": 4, "vocab_size": 9}
+  sizes |= {"max_inputs": 5, "max_targets": 3}
+  pair = completion.encoder_decoder("cpu_tiny", **sizes)
+  alone = completion.decoder_only("cpu_tiny", **sizes)
+  tokens, key = np.zeros((1, 2), np.int32), jax.random.key(0)
+  params = {
+    "pair": pair.init(key, tokens, inputs=tokens)["params"],
+    "alone": alone.init(key, tokens)["params"],
+  }
+  make = completion.make_loss_fn
+  losses = {"pair": make(pair), "alone": make(alone, context_weight=0.5)}
+
+  def f(params, inputs, mask):
+    batch = {**inputs, "mask": mask}
+    return {
+      k: loss(params[k], {}, batch, None)[0] for k, loss in losses.items()
+    }
+
+  whole = lambda n: (np.arange(num * n) % 9).reshape(num, n).astype(np.int32)
+  inputs = {
+    "inputs": whole(5),
+    "num_inputs": np.full(num, 4, np.int32),
+    "targets": whole(3),
+    "num_targets": (1 + np.arange(num) % 3).astype(np.int32),
+  }
+  return f, inputs, params
