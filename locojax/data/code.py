@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 import sysconfig
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -270,8 +271,7 @@ def _signature(text: str, factors: np.ndarray) -> np.ndarray | None:
     " ".join(words[i : i + _SHINGLE]) for i in range(len(words) - _SHINGLE + 1)
   }
   # Python's own hash of a string differs from process to process.
-  raw = [hashlib.blake2b(s.encode(), digest_size=4).digest() for s in shingles]
-  values = np.frombuffer(b"".join(raw), "<u4").astype(np.uint64)
+  values = np.array([zlib.crc32(s.encode()) for s in shingles], np.uint64)
   mixed = (values[:, None] * factors[0] + factors[1]) % np.uint64(2**31 - 1)
   return mixed.min(axis=0)
 
