@@ -15,7 +15,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 METHODS = (
-  *("ciw", "dp_ftrl", "l2p", "limoe", "locoprop"),
+  *("ciw", "completion", "dp_ftrl", "l2p", "limoe", "locoprop"),
   *("pix2seq", "smelu"),
 )
 # Libraries beside the ten systems, which several of them are compared by.
@@ -26,6 +26,7 @@ __all__ = [
   "TOOLS",
   "__version__",
   "ciw",
+  "completion",
   "continual",
   "dp_ftrl",
   "l2p",

@@ -31,6 +31,7 @@ from locojax.nn import (
   transformer,
 )
 from tests import programs
+from tests.methods.completion import small
 
 KEY = jax.random.key(0)
 # The last rows, so that a position of what is left does not move.
@@ -477,6 +478,7 @@ def _table() -> dict[str, Callable[[], Row]]:
       _streams, {"two": two(), "labels": _classes()}, empty="nan"
     ),
     "clicks": _clicks_row,
+    "completion": lambda: Row(*small.masked(N)),
     "core": lambda: Row(
       _core, {"logits": logits(), "labels": _classes()}, jnp.float32(1.5)
     ),

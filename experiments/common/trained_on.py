@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.common import datasets, drawings, noisy_labels, tabular
-from locojax.data import digests, tfds_dirs
+from locojax.data import code, digests, tfds_dirs
 from locojax.train import folder as run_folder
 
 _TFDS = {
@@ -27,6 +27,7 @@ _TFDS = {
 }
 _OWN = ("folder", "roles", "file")
 _INTERPRETER = ("python", "stdlib")
+_PACKAGES = ("installed", "library")  # of this interpreter
 
 
 def _own(path: str) -> pathlib.Path:
@@ -49,6 +50,8 @@ def _of_set(name: str, data: Mapping[str, Any]) -> str | None:
   if name in _INTERPRETER:
     root = pathlib.Path(sysconfig.get_path("stdlib"))
     return digests.of_files(root, root.glob("*.py"))
+  if name in _PACKAGES:
+    return code.digest_of_installed(only_library=name == "library")
   if name in _OWN and data.get("path"):
     return digests.of_files(_own(data["path"]))
   return None

@@ -33,12 +33,14 @@ class DecoderLM(nn.Module):
   Attributes:
     vocab_size: V.
     max_len: longest sequence; size of learned positions.
-    num_layers, num_heads, activation, scan, remat, use_bias: of the stack.
+    num_layers, num_heads, activation, gated, scan, remat, use_bias, norm: of
+      the stack.
     model_size: E.
     hidden_size: of the feed-forward layers; None is 4 E.
     positions: 'learned', 'rotary' or 'relative' (of T5, see `relative`).
     tie_embedding: whether the logits are products with the embedding.
     output_bias: whether a bias is added to the logits.
+    output_scale: what the logits are multiplied by, before the bias.
     cross_attention: whether the blocks attend to a memory as well: the output
       of an encoder of tokens, images or anything else.
     cache_len: how many tokens the cache holds; None is `max_len`. A step costs
@@ -58,14 +60,17 @@ class DecoderLM(nn.Module):
   model_size: int
   hidden_size: int | None = None
   activation: Callable[[jax.Array], jax.Array] = nn.gelu
+  gated: bool = False
   positions: str = "learned"
   tie_embedding: bool = False
   output_bias: bool = False
+  output_scale: float = 1.0
   cross_attention: bool = False
   cache_len: int | None = None
   scan: bool = False
   remat: str = "none"
   use_bias: bool = True
+  norm: str = "layer"
   embed: nn.Module | None = None
   embedding_init: Any = None
   position_init: Any = nn.initializers.normal(0.02)
@@ -84,6 +89,7 @@ class DecoderLM(nn.Module):
     if self.hidden_size is not None:
       checks.positive_int("hidden_size", self.hidden_size)
     checks.one_of("positions", self.positions, POSITIONS)
+    checks.positive("output_scale", self.output_scale)
     checks.float_dtype("dtype", self.dtype)
 
   @nn.compact
@@ -145,6 +151,7 @@ class DecoderLM(nn.Module):
       self.num_heads,
       self.hidden_size or 4 * self.model_size,
       activation=self.activation,
+      gated=self.gated,
       causal=True,
       use_rotary=self.positions == "rotary",
       decode=decode,
@@ -153,6 +160,7 @@ class DecoderLM(nn.Module):
       scan=self.scan,
       remat=self.remat,
       use_bias=self.use_bias,
+      norm=self.norm,
       dtype=self.dtype,
       dropout=self.dropout,
       drop_path=self.drop_path,
@@ -178,6 +186,8 @@ class DecoderLM(nn.Module):
       logits = nn.Dense(
         self.vocab_size, use_bias=False, dtype=self.dtype, name="output"
       )(x)
+    if self.output_scale != 1.0:
+      logits = logits * jnp.asarray(self.output_scale, logits.dtype)
     if not self.output_bias:
       return logits
     bias = self.param("output_bias", self.output_bias_init, (self.vocab_size,))
