@@ -53,6 +53,7 @@ from locojax.methods.minerva.estimators import (
   maj_at_k,
   maj_limit,
   pass_at_k,
+  rerank_at_k,
   wilson_interval,
 )
 from locojax.methods.minerva.latex_reader import Answer, read_answer
@@ -148,6 +149,7 @@ __all__ = [
   "preset",
   "read_answer",
   "rerank",
+  "rerank_at_k",
   "rsqrt_schedule",
   "sample",
   "sampler",
