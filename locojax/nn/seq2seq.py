@@ -124,7 +124,7 @@ class Seq2SeqLM(nn.Module):
   share_embedding: bool = True
   tie_embedding: bool = True
   output_bias: bool = False
-  output_scale: float = 1.0
+  logit_scale: float = 1.0
   cache_len: int | None = None
   scan: bool = False
   remat: str = "none"
@@ -167,7 +167,7 @@ class Seq2SeqLM(nn.Module):
       num_layers=self.decoder_layers,
       tie_embedding=self.tie_embedding,
       output_bias=self.output_bias,
-      output_scale=self.output_scale,
+      logit_scale=self.logit_scale,
       cross_attention=True,
       cache_len=self.cache_len,
       **shared,
