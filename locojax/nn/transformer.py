@@ -261,7 +261,7 @@ class Stack(nn.Module):
   dropout: float = 0.0
   drop_path: float = 0.0
 
-  def _block(self, name: str) -> Block:
+  def _block(self, name: str) -> nn.Module:
     return Block(
       self.num_heads,
       self.hidden_size,
@@ -278,6 +278,11 @@ class Stack(nn.Module):
       dropout=self.dropout,
       drop_path=self.drop_path,
       name=name,
+    )
+
+  def _last_norm(self) -> nn.Module:
+    return nn.LayerNorm(
+      self.norm_eps, dtype=self.dtype, use_bias=self.use_bias, name="norm"
     )
 
   def _check_hooks(self, extra_tokens, extra_key_values) -> None:
@@ -393,9 +398,7 @@ class Stack(nn.Module):
         x, valid = prepend(x, valid, tokens.get(i))
         rows = num_rows if i == self.num_layers - 1 else None
         x = run(self._block(f"block_{i}"), x, valid, prefixes.get(i), rows)
-    return nn.LayerNorm(
-      self.norm_eps, dtype=self.dtype, use_bias=self.use_bias, name="norm"
-    )(x)
+    return self._last_norm()(x)
 
 
 def _numbers(params: Mapping[str, Any]) -> list[str]:
