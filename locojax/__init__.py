@@ -16,11 +16,10 @@ __version__ = "0.1.0"
 
 METHODS = (
   *("ciw", "dp_ftrl", "l2p", "limoe", "locoprop"),
-  *("pix2seq", "smelu"),
+  *("minerva", "pix2seq", "smelu"),
 )
 # Libraries beside the ten systems, which several of them are compared by.
-# Minerva is one of the ten, and among `METHODS` once its experiment is there.
-TOOLS = ("continual", "minerva")
+TOOLS = ("continual",)
 __all__ = [
   "METHODS",
   "TOOLS",

@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 
 from locojax.core import arrays, class_masks, labels, metrics
-from locojax.methods import ciw, continual, l2p, limoe, smelu
+from locojax.methods import ciw, continual, l2p, limoe, minerva, smelu
 from locojax.methods.ciw import instance as ciw_instance
 from locojax.methods.limoe import auxiliary, dispatch, routing
 from locojax.methods.smelu import recommender
 from locojax.nn import (
   attention,
   mlp,
+  parallel,
   recurrent,
   resnet,
   resnet_v1,
@@ -395,6 +396,7 @@ def _means(params, inputs, mask):
   return {
     "mean": metrics.mean(x, mask).value(),
     "accuracy": metrics.accuracy(x, y, mask).value(),
+    "lm_loss": minerva.lm_loss(x, y, mask).nll.value(),
   }
 
 
@@ -407,6 +409,13 @@ def _layers() -> dict[str, Callable[[], Row]]:
     "stack": lambda: _module_row(
       transformer.Stack(1, 2, 4), _normal(N, D), _valid
     ),
+    **{
+      f"parallel_{fused}": lambda fused=fused: _module_row(
+        parallel.ParallelStack(1, 2, 4, num_kv_heads=1, fused=fused),
+        *(_normal(N, D), _valid),
+      )
+      for fused in (False, True)
+    },
     "recurrent": lambda: _module_row(
       recurrent.Recurrent(3), _normal(N, D), _recurrent
     ),

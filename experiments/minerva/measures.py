@@ -160,12 +160,13 @@ def by(
   return out
 
 
-def bent(rows: Sequence[Row], k: int) -> dict[str, float | None]:
-  """Votes where the mode is right and where it is wrong: at 1 and at k."""
-  out: dict[str, float | None] = {}
-  for name, wanted in (("mode_right", True), ("mode_wrong", False)):
-    some = [row for row in rows if mode_is_right(row) == wanted]
-    for n in (1, k):
-      values = [vote_at(row, n) for row in some]
-      out[f"{name}_maj1@{n}"] = float(np.mean(values)) if values else None
-  return out
+def bent(rows: Sequence[Row], k: int) -> dict[str, float]:
+  """Votes at 1 and at k of the problems whose mode is wrong.
+
+  Returns:
+    `wrong_mode_maj1@1` and `wrong_mode_maj1@k`, as shares of all problems; the
+    rest of `maj1@k` is that of problems whose mode is right.
+  """
+  lost = [0.0 if mode_is_right(row) else 1.0 for row in rows]
+  at = lambda n: [w and w * vote_at(row, n) for w, row in zip(lost, rows)]
+  return {f"wrong_mode_maj1@{n}": float(np.mean(at(n))) for n in (1, k)}

@@ -74,6 +74,11 @@ class Question:
     return out
 
 
+def with_samples(one: Question, samples: Sequence[Sample]) -> Question:
+  """A question and what a model wrote."""
+  return dataclasses.replace(one, samples=tuple(samples))
+
+
 class Malformed(ValueError):
   """A row is no question; says where and why."""
 
@@ -110,7 +115,8 @@ def _sample(found: Any) -> Sample:
   )
 
 
-def _ours(row: Mapping[str, Any], name: str) -> Question:
+def of_row(row: Mapping[str, Any], name: str) -> Question:
+  """A question of a line of ours; `name` is for one without `id`."""
   gold = _text(row, "gold")
   samples = row["samples"]
   if not isinstance(samples, Sequence) or isinstance(samples, str):
@@ -190,7 +196,7 @@ def _question(row: Any, name: str, task: str) -> Question:
   if not isinstance(row, Mapping):
     raise Malformed(f"it is a {type(row).__name__}, not an object")
   if "samples" in row:
-    return _ours(row, name)
+    return of_row(row, name)
   if "resps" in row:
     label = name.rpartition("/")[0]
     doc_id = row.get("doc_id", name.rpartition("/")[2])

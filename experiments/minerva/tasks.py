@@ -8,23 +8,21 @@ Data are files in `DIR/text/`, or your own file of JSON lines with `question`
   gsm8k        GSM8K (Cobbe et al. 2021, arXiv 2110.14168)
   mmlu_stem    18 subjects of MMLU (Hendrycks et al. 2021, arXiv 2009.03300)
   ocw_courses  272 problems (Lewkowycz et al. 2022, arXiv 2206.14858)
-  problems     drawn on the spot (`locojax.data.problems`)
+  problems     whose solutions end in a line `Answer: ...`: what is trained here
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from experiments.common import text_files
 from experiments.minerva import records
 from locojax.core import checks, files
 from locojax.methods import minerva
 
-DATA_DIR = "LOCOJAX_DATA_DIR"
 _ANSWER = re.compile(r"^Answer: *(.*?) *$", re.MULTILINE)
 Compare = Callable[[str, str], Any]
 
@@ -82,13 +80,13 @@ class Task:
     extract: the final answer of a solution, None if it has none.
     verdict: `(answer, gold, compare) -> Verdict`.
     prompt: the text of a question with its examples, of a row of the data.
-    file: of the data, below `text/`.
+    has_file: whether its questions are a set of `text_files`.
   """
 
   extract: Callable[[str], str | None]
   verdict: Callable[[str, str, Compare], minerva.Verdict]
   prompt: Callable[[Mapping[str, Any]], str] | None = None
-  file: str = ""
+  has_file: bool = False
 
 
 def _asked(row: Mapping[str, Any]) -> str:
@@ -101,45 +99,17 @@ TASKS: dict[str, Task] = {
     _of("gsm8k"),
     _same,
     lambda row: minerva.gsm8k_8shot(_asked(row)),
-    "gsm8k_{split}.jsonl.gz",
+    True,
   ),
-  "mmlu_stem": Task(_of("mmlu_stem"), _same_letter, None, "mmlu_stem.jsonl.gz"),
+  "mmlu_stem": Task(_of("mmlu_stem"), _same_letter, None, True),
   "ocw_courses": Task(
     _ocw,
     _same_ocw,
     lambda row: minerva.ocw_4shot(_asked(row)),
-    "ocw_courses_{split}.jsonl.gz",
+    True,
   ),
   "problems": Task(_said, _same),
 }
-
-
-def find_file(task: str, *, split: str = "test", data_dir: str = "") -> str:
-  """The file of a task's questions.
-
-  Args:
-    task: a key of `TASKS`.
-    split: `test`, or `train` of gsm8k.
-    data_dir: with `text/`; empty takes the variable `LOCOJAX_DATA_DIR`.
-
-  Raises:
-    FileNotFoundError: it is not there; says where it would be.
-    ValueError: the task has no file.
-  """
-  name = checks.lookup("task", task, TASKS).file.format(split=split)
-  if not name:
-    raise ValueError(
-      f"task={task!r} is not allowed here: its questions are in no file that "
-      "may be passed on; give one of your own (path)."
-    )
-  root = data_dir or os.environ.get(DATA_DIR) or "."
-  path = pathlib.Path(root).expanduser() / "text" / name
-  if not path.is_file():
-    raise FileNotFoundError(
-      f"there is no {path}: put the questions of {task} there, or name its "
-      f"folder by data_dir or the variable {DATA_DIR}."
-    )
-  return str(path)
 
 
 def _gold(row: Mapping[str, Any], task: str) -> str:
@@ -176,13 +146,20 @@ def load(
   Args:
     task: a key of `TASKS`, but `problems`.
     path: your own file of JSON lines; empty takes that of the data.
-    split, data_dir: as of `find_file`.
+    split, data_dir: as of `text_files.find`.
 
   Raises:
-    ValueError: a row without question or answer, by its line.
+    ValueError: a row without question or answer, by its line; a task that has
+      no file.
+    FileNotFoundError: the file is not there.
   """
   made = checks.lookup("task", task, TASKS)
-  path = path or find_file(task, split=split, data_dir=data_dir)
+  if not path and not made.has_file:
+    raise ValueError(
+      f"task={task!r} is not allowed here: its questions are in no file that "
+      "may be passed on; give one of your own (path)."
+    )
+  path = path or text_files.find(task, split, data_dir=data_dir)
   rows = [row for _, row in files.read_lines(path)]
   prompt = _mmlu_prompts(rows) if task == "mmlu_stem" else made.prompt
   out = []

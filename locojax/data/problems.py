@@ -79,8 +79,7 @@ def _fractions(rng: np.random.Generator, size: int) -> Problem:
   above = one + sign * two
   answer = fraction(above, below)
   steps = (
-    f"$\\frac{{{a}\\cdot {d}{word}{b}\\cdot {c}}}{{{b}\\cdot {d}}}="
-    f"\\frac{{{one}{word}{two}}}{{{below}}}=\\frac{{{above}}}{{{below}}}="
+    f"$\\frac{{{one}{word}{two}}}{{{below}}}=\\frac{{{above}}}{{{below}}}="
     f"{answer}$"
   )
   asked = f"Find $\\frac{{{a}}}{{{b}}}{word}\\frac{{{c}}}{{{d}}}$."

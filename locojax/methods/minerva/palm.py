@@ -128,6 +128,7 @@ def preset(name: str, **changes: Any) -> PaLMConfig:
   return dataclasses.replace(found, **changes)
 
 
+@functools.lru_cache(maxsize=64)
 def palm_model(
   config: PaLMConfig, *, cache_len: int | None = None
 ) -> lm.DecoderLM:
@@ -139,8 +140,9 @@ def palm_model(
 
   Returns:
     `model.init(key, tokens)`, `model.apply({"params": params}, tokens)` to
-    logits `[B, T, V]`. Parameters are float32. The embedding starts as N(0, 1)
-    and kernels as N(0, 1 / fan_in).
+    logits `[B, T, V]`; the same object for the same config, so that it may be a
+    static argument of `jax.jit`. Parameters are float32. The embedding starts
+    as N(0, 1) and kernels as N(0, 1 / fan_in).
   """
   checks.one_of("type of config", type(config), [PaLMConfig])
   stack = functools.partial(
