@@ -57,6 +57,7 @@ _IMAGES = frozenset({"tex", "latex", "math"})
 _VERBATIM = frozenset({"pre", "listing", "textarea", "xmp"})
 _CODE = frozenset({"code", "kbd", "samp", "tt", *_VERBATIM})
 _VOID = _names("area base br col embed hr img input link meta source track wbr")
+_TAGS = (OPEN, CLOSE)
 _SPACE = re.compile(r"[ \t\n\r\f\v\xa0]+")
 _DELIMITER = re.compile(
   r"\\\\|\\\(|\\\)|\\\[|\\\]|\$\$|\\(?:begin|end)\{[a-zA-Z]+\*?\}"
@@ -184,13 +185,16 @@ class _Page:
     self._out = _Lines()
     self._skipped, self._display = _Scope(), _Scope()
     self._pre, self._code = _Scope(), _Scope()
+    self._scopes: list[_Scope] = []  # those three, while they are open
     self._head = False
     self._math: dict | None = None
 
   def read(self, token: Token) -> None:
     """Takes the next token."""
-    for scope in (self._display, self._pre, self._code):
-      scope.see(token)
+    if self._scopes and token.kind in _TAGS:
+      for scope in self._scopes:
+        scope.see(token)
+      self._scopes = [scope for scope in self._scopes if scope]
     if self._skipped:
       self._skipped.see(token)
     elif self._math is not None:
@@ -259,9 +263,9 @@ class _Page:
     """What its class says of an element."""
     name = token.value
     if name in _VERBATIM and not self._pre:
-      self._pre = _Scope(name)
+      self._pre = self._opened(name)
     if name in _CODE and not self._code:
-      self._code = _Scope(name)
+      self._code = self._opened(name)
     if name in _VOID or not _MARKED.search(token.attributes):
       return
     classes = set(html_tokens.attributes_of(token).get("class", "").split())
@@ -270,7 +274,11 @@ class _Page:
     elif not self._display and (
       "katex-display" in classes or (name == "div" and "math" in classes)
     ):
-      self._display = _Scope(name)
+      self._display = self._opened(name)
+
+  def _opened(self, name: str) -> _Scope:
+    self._scopes.append(_Scope(name))
+    return self._scopes[-1]
 
   def _skip(self, token: Token) -> None:
     if not token.attributes.rstrip().endswith("/"):
