@@ -39,20 +39,20 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     "data_dir": "",
     "num_train": 60_000,
     "num_test": 128,
-    "size": 12,
+    "size": 9,
     "tokenizer": "bytes",
     "vocab_size": 0,
     "seed": 0,
   }
   config.model = {
     "preset": "",
-    "num_layers": 4,
-    "d_model": 128,
-    "num_heads": 4,
+    "num_layers": 3,
+    "d_model": 96,
+    "num_heads": 3,
     "head_dim": 32,
     "num_kv_heads": 1,
     "d_ff": 0,
-    "max_len": 192,
+    "max_len": 160,
     "norm": "rmsnorm",
     "rope_style": "half",
     "parallel": True,
@@ -75,12 +75,12 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     "momentum": 0.9,
     "decay_exponent": 2.0,
   }
-  config.batch_size, config.num_steps = 32, 1000
+  config.batch_size, config.num_steps = 16, 1000
   config.eval_every, config.eval_batches, config.eval_batch_size = 250, 4, 16
   config.log_every, config.save_every = 20, 0
   config.sampling = {
     "num_samples": 64,
-    "max_new_tokens": 112,
+    "max_new_tokens": 80,
     "batch": 8,
     "temperature": 0.6,
     "top_p": 0.95,
@@ -128,8 +128,9 @@ def _real(config):
 
 def _gsm8k(config):
   _real(config)
-  config.model.update(d_model=192, num_heads=6)
-  config.batch_size, config.num_steps = 16, 1500
+  config.conditions = ("preserved", "pretrained")
+  config.model.update(num_layers=4, d_model=128, num_heads=4)
+  config.batch_size, config.num_steps = 8, 1000
 
 
 def _own(config):
