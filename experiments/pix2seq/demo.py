@@ -30,6 +30,7 @@ HELP = (
   "./scripts/install experiments,demo"
 )
 LEAST_TOP_P = 0.05
+_HEIGHT = 380  # pixels of the pictures
 _NONE = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int32)}
 _FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
 
@@ -88,7 +89,7 @@ def answering(found: restored.Restored) -> Callable[..., Answer]:
 def marks(
   answer: Answer, classes: Sequence[str], least: float
 ) -> list[tuple[tuple[int, int, int, int], str]]:
-  """Boxes to draw, `((left, top, right, bottom), class and score)`.
+  """Boxes to draw, `((left, top, right, bottom), class)`.
 
   Args:
     answer: of the model.
@@ -101,10 +102,8 @@ def marks(
   corners = np.rint(answer.boxes[keep]).astype(int).tolist()
   names = [classes[k - 1] for k in answer.labels[keep]]
   return [
-    ((left, top, right, bottom), f"{name} {score:.2f}")
-    for (top, left, bottom, right), name, score in zip(
-      corners, names, answer.scores[keep]
-    )
+    ((left, top, right, bottom), name)
+    for (top, left, bottom, right), name in zip(corners, names)
   ]
 
 
@@ -164,16 +163,21 @@ def page(found: restored.Restored) -> Any:
     return (image, marks(out, found.classes, least)), told
 
   with gradio.Blocks(title="Pix2Seq", analytics_enabled=False) as made:
-    gradio.Markdown(
-      f"# Pix2Seq\n{found.config.method}: {', '.join(found.classes[:20])}"
-      f"{', ...' if len(found.classes) > 20 else ''}"
-    )
+    names = html.escape(", ".join(found.classes[:20]))
+    more = ", ..." if len(found.classes) > 20 else ""
+    gradio.HTML(f"<h1>Pix2Seq</h1>{found.config.method}: {names}{more}")
     with gradio.Row():
       with gradio.Column():
         inputs = _inputs(gradio, default, found.detector.stops)
       with gradio.Column():
         boxes = gradio.AnnotatedImage(
-          label="boxes", elem_id="boxes", format="png"
+          label="boxes",
+          elem_id="boxes",
+          format="png",
+          height=_HEIGHT,
+          color_map={
+            name: pictures.colour(i) for i, name in enumerate(found.classes, 1)
+          },
         )
         said = gradio.HTML(label="sequence", elem_id="sequence")
     gradio.on(
