@@ -212,11 +212,14 @@ class ParallelBlock(nn.Module):
 class ParallelStack(transformer.Stack):
   """A stack of parallel blocks, then a norm; all else as of the base.
 
+  Nothing has a bias, and nothing is dropped in training.
+
   Attributes:
     num_kv_heads, head_size, rotary_style, rotary_period, norm, fused,
       parallel: of the blocks.
   """
 
+  use_bias: bool = False
   num_kv_heads: int | None = None
   head_size: int | None = None
   rotary_style: str = "half"
@@ -226,8 +229,10 @@ class ParallelStack(transformer.Stack):
   parallel: bool = True
 
   def _block(self, name: str) -> nn.Module:
-    for setting in ("use_bias", "cross_attention", "dropout", "drop_path"):
-      checks.one_of(setting, getattr(self, setting), [False, 0.0])
+    for setting in ("use_bias", "cross_attention"):
+      checks.one_of(setting, getattr(self, setting), [False])
+    for setting in ("dropout", "drop_path"):
+      checks.one_of(setting, getattr(self, setting), [0.0])
     return ParallelBlock(
       self.num_heads,
       self.hidden_size,

@@ -38,7 +38,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     "path": "",
     "data_dir": "",
     "num_train": 60_000,
-    "num_test": 128,
+    "num_test": 96,
     "size": 9,
     "tokenizer": "bytes",
     "vocab_size": 0,
@@ -66,8 +66,8 @@ def get_config(variant: str = "cpu") -> ConfigDict:
   }
   config.z_loss = 1e-4
   config.optimizer = {
-    "peak": 1e-2,
-    "warm_constant": 200.0,
+    "peak": 3e-2,
+    "warm_constant": 300.0,
     "start_step": 0,
     "final_drop": 0.1,
     "final_fraction": 0.1,
@@ -75,7 +75,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     "momentum": 0.9,
     "decay_exponent": 2.0,
   }
-  config.batch_size, config.num_steps = 16, 1000
+  config.batch_size, config.num_steps = 16, 1400
   config.eval_every, config.eval_batches, config.eval_batch_size = 250, 4, 16
   config.log_every, config.save_every = 20, 0
   config.sampling = {
@@ -148,7 +148,7 @@ def _gpu(config):
   config.model.update(num_layers=12, d_model=768, num_heads=12, head_dim=64)
   config.model.update(max_len=512, dtype="bfloat16", scan_layers=True)
   config.batch_size, config.num_steps = 128, 4000
-  config.optimizer.warm_constant = 1000.0
+  config.optimizer.update(peak=1e-2, warm_constant=1000.0)
   config.eval_every, config.eval_batch_size = 500, 64
   config.sampling.update(batch=32, max_new_tokens=256)
   config.ks = (1, 2, 4, 8, 16, 32, 64)
@@ -161,7 +161,8 @@ def _paper(config, preset, batch, num_steps, start, mesh, topology):
   config.model.scan_layers = True
   config.layout = "fsdp"
   config.batch_size, config.num_steps = batch, num_steps
-  config.optimizer.update(warm_constant=10_000.0, start_step=start)
+  config.optimizer.update(peak=1e-2, warm_constant=10_000.0)
+  config.optimizer.start_step = start
   config.optimizer.final_fraction = 0.04
   config.sampling.max_new_tokens = 512
   config.eval_every, config.log_every = 10_000, 100
