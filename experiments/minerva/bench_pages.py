@@ -140,10 +140,10 @@ def _ours(pages: Sequence[str]) -> dict[str, Any]:
 
 
 def _others(python: str, pages: Sequence[str], folder: pathlib.Path) -> dict:
-  given, told = folder / "pages.json", folder / "texts.json"
-  files.write_json(given, list(pages))
-  subprocess.run([python, str(PEER), str(given), str(told)], check=True)
-  return files.read_json(told)
+  given = files.write_json(folder / "pages.json", list(pages))
+  command = [python, str(PEER), str(given)]
+  done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+  return json.loads(done.stdout)
 
 
 def _rows(

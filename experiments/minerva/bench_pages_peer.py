@@ -1,9 +1,9 @@
 """Other extractors on pages, for `experiments.minerva.bench_pages`.
 
-  python experiments/minerva/bench_pages_peer.py PAGES.json TEXTS.json
+  python experiments/minerva/bench_pages_peer.py PAGES.json
 
-PAGES.json is a list of pages; TEXTS.json gets the texts of each extractor, the
-CPU seconds of all pages together, and the versions:
+PAGES.json is a list of pages; it prints, as JSON, the texts of each extractor,
+the CPU seconds of all pages together, and the versions:
 
   trafilatura         `extract` with tables, as it comes
   trafilatura recall  the same, told to keep more
@@ -13,6 +13,7 @@ CPU seconds of all pages together, and the versions:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -49,5 +50,6 @@ def run(pages: list[str]) -> dict[str, dict]:
 
 if __name__ == "__main__":
   given = json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))
-  told = json.dumps(run(given))
-  pathlib.Path(sys.argv[2]).write_text(told, encoding="utf-8")
+  with contextlib.redirect_stdout(sys.stderr):  # what libraries print
+    found = run(given)
+  print(json.dumps(found))
