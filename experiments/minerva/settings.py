@@ -13,7 +13,7 @@ from experiments.minerva import grading, texts
 from locojax.core import checks
 from locojax.data import pieces
 from locojax.methods import minerva, smelu
-from locojax.nn import attention, parallel, transformer
+from locojax.nn import attention, norms, transformer
 
 ACTIVATIONS = {"swish": nn.swish, "gelu": nn.gelu, "smelu": smelu.smelu}
 LAYOUTS = ("replicated", "fsdp")
@@ -40,7 +40,7 @@ RULES: dict[str, settings.Rule] = {
   **{f"model.{name}": checks.positive_int for name in _SIZES},
   "model.d_ff": checks.nonnegative_int,
   "model.max_len": settings.within(8, 2**20, whole=True),
-  "model.norm": settings.choice(parallel.NORMS),
+  "model.norm": settings.choice(norms.KINDS),
   "model.rope_style": settings.choice(attention.ROTARY_STYLES),
   **{f"model.{name}": checks.boolean for name in _FLAGS},
   "model.activation": settings.choice(ACTIVATIONS),

@@ -21,63 +21,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from locojax.core import arrays, checks, types
-from locojax.nn import attention, transformer
+from locojax.nn import attention, norms, transformer
 
-NORMS = ("layernorm", "rmsnorm")
 # N(0, 1 / fan_in).
 FAN_IN = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-
-
-def make_norm(
-  kind: str, *, eps: float, dtype: Any = None, name: str | None = None
-) -> nn.Module:
-  """A norm with a scale and no bias, in float32 inside.
-
-  Args:
-    kind: 'layernorm', x minus its mean over its deviation; 'rmsnorm', x over
-      its root mean square.
-    eps: added to the variance or the mean square.
-    dtype: of the result; None follows the input.
-    name: of the layer.
-  """
-  checks.one_of("norm", kind, NORMS)
-  if kind == "rmsnorm":
-    return nn.RMSNorm(eps, dtype=dtype, name=name)
-  return nn.LayerNorm(eps, dtype=dtype, use_bias=False, name=name)
-
-
-class GatedFeedForward(nn.Module):
-  """(activation(x W_gate) * (x W_up)) W_down, dense layers of these names.
-
-  SwiGLU with the activation swish (Shazeer 2020, equation 6).
-
-  Attributes:
-    hidden_size: F.
-    activation: elementwise function.
-    use_bias: whether the dense layers have one.
-    dtype: dtype of the computation; None follows the input.
-    kernel_init: initialiser of the dense layers.
-  """
-
-  hidden_size: int
-  activation: Callable[[jax.Array], jax.Array] = nn.swish
-  use_bias: bool = False
-  dtype: Any = None
-  kernel_init: Any = FAN_IN
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """`[..., E]` to `[..., E]`."""
-    checks.positive_int("hidden_size", self.hidden_size)
-    dense = lambda size, name: nn.Dense(
-      size,
-      use_bias=self.use_bias,
-      dtype=self.dtype,
-      kernel_init=self.kernel_init,
-      name=name,
-    )
-    gate = self.activation(dense(self.hidden_size, "gate")(x))
-    return dense(x.shape[-1], "down")(gate * dense(self.hidden_size, "up")(x))
 
 
 class ParallelBlock(nn.Module):
@@ -89,7 +36,7 @@ class ParallelBlock(nn.Module):
     activation: of the gate.
     causal, use_rotary, decode, max_len, num_kv_heads, head_size, rotary_style,
       rotary_period: as in `attention.MultiHeadAttention`.
-    norm: one of `NORMS`.
+    norm: one of `norms.KINDS`, without a bias.
     norm_eps: what the norm adds.
     remat: 'attention' computes the attention weights again in the backward
       pass; the rest is the stack's.
@@ -112,7 +59,7 @@ class ParallelBlock(nn.Module):
   head_size: int | None = None
   rotary_style: str = "half"
   rotary_period: float = 10_000.0
-  norm: str = "rmsnorm"
+  norm: str = "rms"
   norm_eps: float = 1e-6
   remat: str = "none"
   fused: bool = False
@@ -138,7 +85,13 @@ class ParallelBlock(nn.Module):
     )
 
   def _norm(self, name: str) -> nn.Module:
-    return make_norm(self.norm, eps=self.norm_eps, dtype=self.dtype, name=name)
+    return norms.make(
+      self.norm,
+      eps=self.norm_eps,
+      dtype=self.dtype,
+      use_bias=False,
+      name=name,
+    )
 
   @nn.compact
   def __call__(
@@ -181,10 +134,13 @@ class ParallelBlock(nn.Module):
     if not self.parallel:
       x, out = x + out, 0.0
       normed = self._norm("feed_forward_norm")(x)
-    feed_forward = GatedFeedForward(
+    feed_forward = transformer.FeedForward(
       self.hidden_size,
       activation=self.activation,
+      gated=True,
+      use_bias=False,
       dtype=self.dtype,
+      kernel_init=FAN_IN,
       name="feed_forward",
     )
     return x + out + feed_forward(normed)
@@ -212,19 +168,21 @@ class ParallelBlock(nn.Module):
 class ParallelStack(transformer.Stack):
   """A stack of parallel blocks, then a norm; all else as of the base.
 
-  Nothing has a bias, and nothing is dropped in training.
+  Feed-forward layers are gated, nothing has a bias, and nothing is dropped in
+  training.
 
   Attributes:
     num_kv_heads, head_size, rotary_style, rotary_period, norm, fused,
       parallel: of the blocks.
   """
 
+  gated: bool = True
   use_bias: bool = False
   num_kv_heads: int | None = None
   head_size: int | None = None
   rotary_style: str = "half"
   rotary_period: float = 10_000.0
-  norm: str = "rmsnorm"
+  norm: str = "rms"
   fused: bool = False
   parallel: bool = True
 
@@ -233,6 +191,7 @@ class ParallelStack(transformer.Stack):
       checks.one_of(setting, getattr(self, setting), [False])
     for setting in ("dropout", "drop_path"):
       checks.one_of(setting, getattr(self, setting), [0.0])
+    checks.one_of("gated", self.gated, [True])
     return ParallelBlock(
       self.num_heads,
       self.hidden_size,
@@ -252,11 +211,6 @@ class ParallelStack(transformer.Stack):
       parallel=self.parallel,
       dtype=self.dtype,
       name=name,
-    )
-
-  def _last_norm(self) -> nn.Module:
-    return make_norm(
-      self.norm, eps=self.norm_eps, dtype=self.dtype, name="norm"
     )
 
 

@@ -53,7 +53,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     "num_kv_heads": 1,
     "d_ff": 0,
     "max_len": 160,
-    "norm": "rmsnorm",
+    "norm": "rms",
     "rope_style": "half",
     "parallel": True,
     "fused": False,

@@ -17,7 +17,7 @@ import jax
 from flax import linen as nn
 
 from locojax.core import checks
-from locojax.nn import attention, lm, parallel, transformer
+from locojax.nn import attention, lm, norms, parallel, transformer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class PaLMConfig:
     d_ff: f; None is 4 d.
     num_kv_heads: heads of keys and values, which divide h; 1 is multi-query.
     max_len: longest sequence.
-    norm: 'rmsnorm' or 'layernorm', with a scale alone.
+    norm: 'rms' or 'layer', with a scale alone.
     rope_style: 'half' or 'interleaved'; rope_base: the longest period over
       2 pi.
     parallel: whether attention and feed-forward layers share norm and input.
@@ -57,7 +57,7 @@ class PaLMConfig:
   d_ff: int | None = None
   num_kv_heads: int = 1
   max_len: int = 2048
-  norm: str = "rmsnorm"
+  norm: str = "rms"
   rope_style: str = "half"
   rope_base: float = 10_000.0
   parallel: bool = True
@@ -79,7 +79,7 @@ class PaLMConfig:
     checks.divisible("head_dim", self.head_dim, "rotary positions", 2)
     heads = ("num_heads", self.num_heads)
     checks.divisible(*heads, "num_kv_heads", self.num_kv_heads)
-    checks.one_of("norm", self.norm, parallel.NORMS)
+    checks.one_of("norm", self.norm, norms.KINDS)
     checks.one_of("rope_style", self.rope_style, attention.ROTARY_STYLES)
     checks.positive("rope_base", self.rope_base)
     checks.one_of("remat", self.remat, transformer.REMATS)
@@ -151,7 +151,6 @@ def palm_model(
     head_size=config.head_dim,
     rotary_style=config.rope_style,
     rotary_period=config.rope_base,
-    norm=config.norm,
     fused=config.fused,
     parallel=config.parallel,
   )
@@ -172,6 +171,8 @@ def palm_model(
     embedding_init=nn.initializers.normal(1.0),
     dtype=config.dtype,
     stack=stack,
+    norm=config.norm,
+    gated=True,
     logit_scale=1 / math.sqrt(config.d_model) if config.logit_scale else 1.0,
   )
 

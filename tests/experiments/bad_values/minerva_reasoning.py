@@ -22,7 +22,7 @@ ROWS = [
   ("tiny", {"model.num_kv_heads": 3}, "model.num_heads", "num_kv_heads=3"),
   ("tiny", {"model.fused": True, "model.d_ff": 33}, "model.d_ff", "num_heads"),
   ("tiny", {"model.max_len": 4}, "model.max_len", "in [8,"),
-  ("tiny", {"model.norm": "rms"}, "model.norm", "'rmsnorm'"),
+  ("tiny", {"model.norm": "rmsnorm"}, "model.norm", "'rms'"),
   ("tiny", {"model.rope_style": "full"}, "model.rope_style", "'half'"),
   ("tiny", {"model.activation": "swich"}, "model.activation", "mean 'swish'"),
   ("tiny", {"model.dtype": "bf16"}, "model.dtype", "'bfloat16'"),

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from locojax import decode
 from locojax.methods import minerva
-from locojax.nn import attention, lm, parallel, transformer
+from locojax.nn import attention, lm, norms, transformer
 
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 # h p = 12 is not d = 8.
@@ -64,7 +65,7 @@ def test_presets_have_the_published_sizes(name, count):
   "changes",
   [
     {"tie_embeddings": False, "num_kv_heads": 2},
-    {"parallel": False, "norm": "layernorm"},
+    {"parallel": False, "norm": "layer"},
     {"fused": True},
   ],
 )
@@ -109,20 +110,23 @@ def test_angles_are_exact_where_bfloat16_is_not():
 def test_norms_and_gate_are_their_formulas():
   x = jnp.arange(1.0, 5.0)
   wants = {
-    "rmsnorm": [0.365148347327, 0.730296694654, 1.095445041981, 1.460593389308],
-    "layernorm": [
+    "rms": [0.365148347327, 0.730296694654, 1.095445041981, 1.460593389308],
+    "layer": [
       *(-1.341640249844, -0.447213416615, 0.447213416615, 1.341640249844),
     ],
   }
   for kind, want in wants.items():
-    norm = parallel.make_norm(kind, eps=1e-6)
+    norm = norms.make(kind, eps=1e-6, dtype=None, use_bias=False, name=None)
     params = norm.init(jax.random.key(0), x)
     assert jax.tree.leaves(params)[0].shape == (4,)
     assert len(jax.tree.leaves(params)) == 1
     close(norm.apply(params, x), want, rtol=1e-6)
   kernels = {"gate": 1.5, "up": 0.7, "down": 1.0}
   params = {n: {"kernel": jnp.full((1, 1), v)} for n, v in kernels.items()}
-  one = parallel.GatedFeedForward(1).apply({"params": params}, jnp.ones((1,)))
+  swiglu = transformer.FeedForward(
+    1, activation=nn.swish, gated=True, use_bias=False
+  )
+  one = swiglu.apply({"params": params}, jnp.ones((1,)))
   close(one, 0.8584532000033, rtol=1e-6)
 
 
@@ -251,7 +255,7 @@ def test_the_filter_is_temperature_then_nucleus():
     ({"fused": True, "parallel": False}, "parallel, with fused=True"),
     ({"num_kv_heads": 3}, "num_heads=2.*num_kv_heads=3"),
     ({"num_layers": 0}, "num_layers=0"),
-    ({"norm": "rms"}, "norm='rms'.*rmsnorm"),
+    ({"norm": "rmsnorm"}, "norm='rmsnorm'.*'rms'"),
     ({"rope_style": "both"}, "rope_style='both'"),
   ],
 )
