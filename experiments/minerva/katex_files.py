@@ -95,11 +95,6 @@ def package(path: str = "") -> bytes:
   return content
 
 
-def is_at_hand() -> bool:
-  """Whether `package()` needs no network."""
-  return bool(os.environ.get(VARIABLE)) or _kept().is_file()
-
-
 def _inlined(style: str, read) -> str:
   """A style sheet with its fonts inside."""
 
