@@ -15,17 +15,17 @@ from typing import Any
 __version__ = "0.1.0"
 
 METHODS = (
-  *("ciw", "dp_ftrl", "l2p", "limoe", "locoprop"),
-  *("pix2seq", "smelu"),
+  *("ciw", "completion", "dp_ftrl", "l2p", "limoe", "locoprop"),
+  *("minerva", "pix2seq", "smelu"),
 )
 # Libraries beside the ten systems, which several of them are compared by.
-# Minerva is one of the ten, and among `METHODS` once its experiment is there.
-TOOLS = ("continual", "minerva")
+TOOLS = ("continual",)
 __all__ = [
   "METHODS",
   "TOOLS",
   "__version__",
   "ciw",
+  "completion",
   "continual",
   "dp_ftrl",
   "l2p",

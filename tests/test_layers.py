@@ -50,7 +50,16 @@ ROOMS = {
   ),
   "data": Room(
     frozenset({"numpy"}),
-    frozenset({"grain", "tensorflow_datasets", "absl", "PIL", "sentencepiece"}),
+    frozenset(
+      {
+        "grain",
+        "tensorflow_datasets",
+        "absl",
+        "PIL",
+        "sentencepiece",
+        "array_record",
+      }
+    ),
     frozenset({"core"}),
   ),
   "engines": Room(

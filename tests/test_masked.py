@@ -18,19 +18,21 @@ import numpy as np
 import pytest
 
 from locojax.core import arrays, class_masks, labels, metrics
-from locojax.methods import ciw, continual, l2p, limoe, smelu
+from locojax.methods import ciw, continual, l2p, limoe, minerva, smelu
 from locojax.methods.ciw import instance as ciw_instance
 from locojax.methods.limoe import auxiliary, dispatch, routing
 from locojax.methods.smelu import recommender
 from locojax.nn import (
   attention,
   mlp,
+  parallel,
   recurrent,
   resnet,
   resnet_v1,
   transformer,
 )
 from tests import programs
+from tests.methods.completion import small
 
 KEY = jax.random.key(0)
 # The last rows, so that a position of what is left does not move.
@@ -397,6 +399,7 @@ def _means(params, inputs, mask):
   return {
     "mean": metrics.mean(x, mask).value(),
     "accuracy": metrics.accuracy(x, y, mask).value(),
+    "lm_loss": minerva.lm_loss(x, y, mask).nll.value(),
   }
 
 
@@ -409,6 +412,13 @@ def _layers() -> dict[str, Callable[[], Row]]:
     "stack": lambda: _module_row(
       transformer.Stack(1, 2, 4), _normal(N, D), _valid
     ),
+    **{
+      f"parallel_{fused}": lambda fused=fused: _module_row(
+        parallel.ParallelStack(1, 2, 4, num_kv_heads=1, fused=fused),
+        *(_normal(N, D), _valid),
+      )
+      for fused in (False, True)
+    },
     "recurrent": lambda: _module_row(
       recurrent.Recurrent(3), _normal(N, D), _recurrent
     ),
@@ -477,6 +487,7 @@ def _table() -> dict[str, Callable[[], Row]]:
       _streams, {"two": two(), "labels": _classes()}, empty="nan"
     ),
     "clicks": _clicks_row,
+    "completion": lambda: Row(*small.masked(N)),
     "core": lambda: Row(
       _core, {"logits": logits(), "labels": _classes()}, jnp.float32(1.5)
     ),

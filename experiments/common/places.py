@@ -7,12 +7,12 @@ import pathlib
 import tempfile
 from typing import Any
 
-from experiments.common import drawings
+from experiments.common import drawings, text_files
 from locojax.core import checks
 from locojax.data import tfds_dirs
 
 # What a package has, or what is drawn.
-_INSIDE = ("digits", "scenes")
+_INSIDE = ("digits", "scenes", "problems")
 
 
 def writable(name: str, given: Any, folder: pathlib.Path) -> None:
@@ -58,7 +58,8 @@ def data_set(
 
   Args:
     key: dotted key of its name.
-    name: of `datasets.DATASETS` or `drawings.SETS`, or as tfds names it.
+    name: of `datasets.DATASETS`, `drawings.SETS` or `text_files.FILES`, or as
+      tfds names it.
     data_dir: as of the config.
     given: what the key has, if not the name.
 
@@ -68,7 +69,9 @@ def data_set(
   if name in _INSIDE:
     return
   try:
-    if name in drawings.SETS:
+    if name in text_files.FILES:
+      text_files.files_of(name, data_dir=data_dir or "")
+    elif name in drawings.SETS:
       drawings.files_of(name, data_dir or None)
     else:
       tfds_dirs.find(name, data_dir=data_dir or None)

@@ -15,8 +15,14 @@ import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments.common import datasets, drawings, noisy_labels, tabular
-from locojax.data import digests, tfds_dirs
+from experiments.common import (
+  datasets,
+  drawings,
+  noisy_labels,
+  tabular,
+  text_files,
+)
+from locojax.data import code, digests, tfds_dirs
 from locojax.train import folder as run_folder
 
 _TFDS = {
@@ -27,6 +33,7 @@ _TFDS = {
 }
 _OWN = ("folder", "roles", "file")
 _INTERPRETER = ("python", "stdlib")
+_PACKAGES = ("installed", "library")  # of this interpreter
 
 
 def _own(path: str) -> pathlib.Path:
@@ -46,9 +53,14 @@ def _of_set(name: str, data: Mapping[str, Any]) -> str | None:
     return digests.of_files(drawings.files_of(name, data_dir))
   if name in tabular.FOLDERS:
     return digests.of_files(*tabular.files_of(name, data_dir))
+  if name in text_files.FILES:
+    found = text_files.files_of(name, data_dir=data_dir or "")
+    return digests.of_files(found[0].parent, found)
   if name in _INTERPRETER:
     root = pathlib.Path(sysconfig.get_path("stdlib"))
     return digests.of_files(root, root.glob("*.py"))
+  if name in _PACKAGES:
+    return code.digest_of_installed(only_library=name == "library")
   if name in _OWN and data.get("path"):
     return digests.of_files(_own(data["path"]))
   return None

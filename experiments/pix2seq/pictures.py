@@ -16,8 +16,8 @@ _WORDS_A_LINE = pix2seq.PER_OBJECT
 _MOST_LINES = 16
 
 
-def _colour(label: int):
-  """Of a class, the same in all pictures."""
+def colour(label: int) -> str:
+  """Of a class, from 1, the same in all pictures."""
   return curves_lib.COLOURS[(label - 1) % len(curves_lib.COLOURS)]
 
 
@@ -60,14 +60,14 @@ def draw_boxes(
     _box(ax, box, edgecolor="white", lw=1.4, linestyle=(0, (3, 2)))
   boxes = np.asarray(boxes).reshape(-1, 4) * sides
   for i, (box, label) in enumerate(zip(boxes, labels)):
-    _box(ax, box, edgecolor=_colour(label), lw=1.8)
+    _box(ax, box, edgecolor=colour(label), lw=1.8)
     told = "" if scores is None else f" {scores[i]:.2f}"
     ax.text(
       *(box[1], box[0] - 0.5, f"{classes[label - 1]}{told}"),
       fontsize=6.5,
       color="white",
       va="bottom",
-      bbox={"facecolor": _colour(label), "pad": 0.8, "lw": 0},
+      bbox={"facecolor": colour(label), "pad": 0.8, "lw": 0},
     )
   ax.axis("off")
 

@@ -7,12 +7,14 @@ by something else is named, with what to do about it.
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
 import pathlib
 import secrets
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -132,3 +134,74 @@ def _load(path: pathlib.Path, remedy: str, take: Callable[[Any], Any]) -> Any:
     zipfile.BadZipFile,
   ) as error:
     raise _damaged(path, error or type(error).__name__, remedy) from error
+
+
+def read_lines(path: str | os.PathLike) -> list[tuple[int, Any]]:
+  """The JSON values of a file that has one on each line, with their numbers.
+
+  Lines of blanks alone are passed over. A name that ends in `.gz` is unpacked.
+
+  Returns:
+    `(number of the line, from 1; value)`.
+
+  Raises:
+    Damaged: a line is not JSON; names it.
+    OSError: the file is not there or cannot be read.
+  """
+  path = pathlib.Path(path)
+  content, out = path.read_bytes(), []
+  if path.suffix == ".gz":
+    try:
+      content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+      raise _damaged(path, error, "fetch it again") from error
+  for number, line in enumerate(content.split(b"\n"), 1):
+    if line.strip():
+      try:
+        out.append((number, json.loads(line)))
+      except ValueError as error:
+        why = f"line {number} is not JSON: {error}"
+        raise _damaged(path, why, "correct or remove that line") from error
+  return out
+
+
+class Lines:
+  """A file of JSON objects, one on each line, that grows line by line.
+
+  Each is forced to the disk before `append` returns. A program killed in the
+  middle leaves all lines whole but the last, which is dropped when the file is
+  next opened: what was appended is there once.
+
+  Attributes:
+    rows: the objects that were there when it was opened.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    """Opens, or makes, a file.
+
+    Raises:
+      Damaged: a line other than the last is not JSON.
+    """
+    self._path = pathlib.Path(path)
+    content = self._path.read_bytes() if self._path.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content or not self._path.exists():
+      write(self._path, lambda file: file.write(whole))
+    self.rows = [row for _, row in read_lines(self._path)]
+    self._file = self._path.open("ab")
+
+  def append(self, row: Any) -> None:
+    """Writes one more object."""
+    self._file.write(json.dumps(row).encode() + b"\n")
+    self._file.flush()
+    os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+
+  def __enter__(self) -> Lines:
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self.close()

@@ -1,6 +1,6 @@
-"""SentencePiece tokenizers, trained or loaded, and rows of fixed length.
+"""Tokenizers: SentencePiece, trained or loaded, or bytes; rows of fixed length.
 
-Needs the package `sentencepiece` (extra `limoe`).
+SentencePiece needs the package `sentencepiece` (extra `limoe` or `minerva`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,14 @@ import numpy as np
 from locojax.core import checks, files
 
 EOS = 1
+_EXACT = {
+  "normalization_rule_name": "identity",
+  "add_dummy_prefix": False,
+  "remove_extra_whitespaces": False,
+  "allow_whitespace_only_pieces": True,
+  "split_digits": True,
+  "byte_fallback": True,
+}
 
 
 def _library() -> Any:
@@ -83,6 +91,16 @@ class Pieces:
     used = np.array([min(len(r) + 1, length) for r in rows])
     return tokens, (np.arange(length) < used[:, None]).astype(np.int32)
 
+  @property
+  def eod(self) -> int:
+    """The token between two texts."""
+    return EOS
+
+  def ids(self, text: str) -> list[int]:
+    """The tokens of a text, as many as it has."""
+    text = text.lower() if self.lower_case else text
+    return self._processor.encode(text)
+
   def decode(self, tokens: Sequence[int]) -> str:
     """The text up to the end token."""
     tokens = [int(t) for t in tokens]
@@ -99,8 +117,34 @@ class Pieces:
     files.write(path, lambda file: file.write(self.model))
 
 
+class Bytes:
+  """A token for each byte of a text in UTF-8, and one between two texts.
+
+  Attributes:
+    vocab_size: 257.
+    eod: 256.
+  """
+
+  vocab_size, eod = 257, 256
+
+  def ids(self, text: str) -> list[int]:
+    """The tokens of a text."""
+    return list(text.encode())
+
+  def decode(self, tokens: Sequence[int]) -> str:
+    """The text up to the end token; bytes that are no text become `\ufffd`."""
+    tokens = [int(t) for t in tokens]
+    if self.eod in tokens:
+      tokens = tokens[: tokens.index(self.eod)]
+    return bytes(tokens).decode(errors="replace")
+
+
 def train(
-  texts: Iterable[str], *, vocab_size: int, lower_case: bool = True
+  texts: Iterable[str],
+  *,
+  vocab_size: int,
+  lower_case: bool = True,
+  exact: bool = False,
 ) -> Pieces:
   """A unigram model of the texts, with pad 0, end 1 and unknown 2.
 
@@ -108,6 +152,9 @@ def train(
     texts: enough of them for `vocab_size` pieces.
     vocab_size: number of pieces, the three above among them.
     lower_case: whether texts are lower-cased, now and later.
+    exact: whether decoding gives back any text, blanks and line breaks included
+      (all but U+2581): digits are single pieces, and what is no piece is spelt
+      in bytes, which takes 256 of the vocabulary.
 
   Raises:
     ValueError: no texts, or too few for the vocabulary.
@@ -130,6 +177,7 @@ def train(
       hard_vocab_limit=False,
       num_threads=1,
       minloglevel=2,
+      **(_EXACT if exact else {}),
     )
   except RuntimeError as error:
     raise ValueError(

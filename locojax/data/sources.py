@@ -20,13 +20,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from locojax.core import checks
-from locojax.data import image_files, stacking, tfds_dirs
+from locojax.data import image_files, stacking, tfds_dirs, token_records
 
 Example = Mapping[str, Any]
-# Images are read in a file of their own.
+# Images, and rows of tokens, are read in files of their own.
 IMAGE_SUFFIXES = image_files.SUFFIXES
 read_image = image_files.read_image
 from_image_folder = image_files.from_image_folder
+from_token_records = token_records.from_token_records
 ImageFolderSource = image_files.ImageFolderSource
 
 

@@ -46,6 +46,7 @@ from locojax.decode.sample import (
   log_softmax,
   scale,
 )
+from locojax.decode.tree import tree_search
 
 __all__ = [
   "AllOf",
@@ -84,6 +85,7 @@ __all__ = [
   "scale",
   "stop_sequences",
   "text_prefix",
+  "tree_search",
   "trie",
   "with_prefixes",
 ]

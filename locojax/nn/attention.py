@@ -1,7 +1,7 @@
 """Multi-head attention with masks, rotary positions and a key-value cache.
 
-Letters: B batch, T queries, S keys, N keys of a prefix, H heads, D size of a
-head, E model size.
+Letters: B batch, T queries, S keys, N keys of a prefix, H heads, G heads of
+keys and values, D size of a head, E model size.
 A mask is True where a query may look at a key.
 """
 
@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from locojax.core import arrays, checks
+
+ROTARY_STYLES = ("half", "interleaved")
 
 
 def causal_mask(num_queries: int, num_keys: int | None = None) -> jax.Array:
@@ -44,44 +46,73 @@ def combine_masks(*masks: jax.Array | None) -> jax.Array | None:
   return out
 
 
-def valid_positions(valid: jax.Array) -> jax.Array:
-  """The place of each token among the real ones of its row.
+def valid_positions(
+  valid: jax.Array, segment_ids: jax.Array | None = None
+) -> jax.Array:
+  """The place of each token among the real ones of its row, or segment.
 
   So padding, wherever it stands, moves nothing.
 
   Args:
     valid: `[B, T]`, true at real tokens.
+    segment_ids: `[B, T]` integers; a change begins a segment, where places
+      count from 0 again.
 
   Returns:
     `[B, T]` int32; padding has the place of the real token before it, or 0.
   """
-  return jnp.maximum(jnp.cumsum(valid.astype(jnp.int32), axis=-1) - 1, 0)
+  valid = valid.astype(jnp.int32)
+  count = jnp.cumsum(valid, axis=-1)
+  if segment_ids is None:
+    return jnp.maximum(count - 1, 0)
+  first = segment_ids[:, 1:] != segment_ids[:, :-1]
+  first = jnp.pad(first, ((0, 0), (1, 0)), constant_values=True)
+  before = jax.lax.cummax(jnp.where(first, count - valid, 0), axis=1)
+  return jnp.maximum(count - before - 1, 0)
+
+
+def segment_mask(segment_ids: jax.Array) -> jax.Array:
+  """Tokens see those of their own segment, `[B, T]` to `[B, 1, T, T]` bool."""
+  return (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
 
 
 def rotary(
-  x: jax.Array, positions: jax.Array, *, max_period: float = 10_000.0
+  x: jax.Array,
+  positions: jax.Array,
+  *,
+  max_period: float = 10_000.0,
+  style: str = "half",
 ) -> jax.Array:
   """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34).
 
-  The pair (i, i + D/2) turns by positions * max_period^(-2i/D), so that the
+  A pair of numbers turns by positions * max_period^(-2i/D), so that the
   product of a query and a key depends on the difference of their positions.
 
   Args:
     x: `[B, T, H, D]`, D even.
     positions: `[B, T]` or `[1, T]` integers.
     max_period: the longest period, over 2 pi.
+    style: what pair i is: 'half' (i, i + D/2), as most models since have it;
+      'interleaved' (2i, 2i + 1), as in the paper. The same up to the order of
+      the numbers of a head: weights of one do not serve the other.
 
   Returns:
     As `x`, dtype kept; the angles are in float32.
   """
   checks.divisible("size of a head", x.shape[-1], "rotary", 2)
+  checks.one_of("rotary_style", style, ROTARY_STYLES)
   half = x.shape[-1] // 2
   rate = max_period ** -(jnp.arange(half, dtype=jnp.float32) / half)
   angle = positions.astype(jnp.float32)[:, :, None, None] * rate
   cos, sin = jnp.cos(angle), jnp.sin(angle)
-  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
-  return turned.astype(x.dtype)
+  wide = x.astype(jnp.float32)
+  if style == "half":
+    a, b = jnp.split(wide, 2, axis=-1)
+    turned = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+  else:
+    a, b = wide[..., 0::2], wide[..., 1::2]
+    turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
+  return turned.reshape(x.shape).astype(x.dtype)
 
 
 def attend(
@@ -95,7 +126,9 @@ def attend(
 
   Args:
     query: `[B, T, H, D]`.
-    key, value: `[B, S, H, D]`.
+    key, value: `[B, S, G, D]`, where G divides H: each of their heads serves
+      H / G heads of queries in turn (multi-query attention, Shazeer 2019,
+      arXiv 1911.02150, is G = 1).
     mask: bool, broadcast to `[B, H, T, S]`.
     bias: added to the scores, broadcast to `[B, H, T, S]`; None adds nothing.
 
@@ -108,10 +141,7 @@ def attend(
   spoilt = None
   if mask is not None:
     query, key, value, spoilt = _finite(query, key, value, mask)
-  scores = jnp.einsum(
-    "bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32
-  )
-  scores = scores * query.shape[-1] ** -0.5
+  scores = _scores(query, key) * query.shape[-1] ** -0.5
   if bias is not None:
     scores = scores + bias.astype(jnp.float32)
   if mask is not None:
@@ -119,8 +149,30 @@ def attend(
   weights = jax.nn.softmax(scores, axis=-1)
   if mask is not None:
     weights = jnp.where(mask, weights, 0.0)
-  out = jnp.einsum("bhts,bshd->bthd", weights.astype(value.dtype), value)
+  out = _weighted(weights.astype(value.dtype), value)
   return out if spoilt is None else jnp.where(spoilt, jnp.nan, out)
+
+
+def _scores(query, key) -> jax.Array:
+  """Products of queries and keys, `[B, H, T, S]` float32."""
+  heads, groups = query.shape[2], key.shape[2]
+  wide = {"preferred_element_type": jnp.float32}
+  if groups == heads:
+    return jnp.einsum("bthd,bshd->bhts", query, key, **wide)
+  checks.divisible("num_heads", heads, "num_kv_heads", groups)
+  query = query.reshape(*query.shape[:2], groups, -1, query.shape[3])
+  scores = jnp.einsum("btghd,bsgd->bghts", query, key, **wide)
+  return scores.reshape(scores.shape[0], heads, *scores.shape[3:])
+
+
+def _weighted(weights, value) -> jax.Array:
+  """Sums of values, `[B, T, H, D]`."""
+  heads, groups = weights.shape[1], value.shape[2]
+  if groups == heads:
+    return jnp.einsum("bhts,bshd->bthd", weights, value)
+  weights = weights.reshape(-1, groups, heads // groups, *weights.shape[2:])
+  out = jnp.einsum("bghts,bsgd->btghd", weights, value)
+  return out.reshape(*out.shape[:2], heads, -1)
 
 
 def _finite(query, key, value, mask):
@@ -131,7 +183,9 @@ def _finite(query, key, value, mask):
   rows = lambda x: jnp.all(jnp.isfinite(x), axis=-1, keepdims=True)
   there, good = rows(key) & rows(value), rows(query)
   heads_first = lambda x: jnp.moveaxis(x[..., 0], 1, 2)  # [B, H, T or S]
-  bad = ~heads_first(there)[:, :, None] | ~heads_first(good)[..., None]
+  served = query.shape[2] // key.shape[2]
+  keys = jnp.repeat(heads_first(there), served, axis=1)
+  bad = ~keys[:, :, None] | ~heads_first(good)[..., None]
   spoilt = jnp.moveaxis(jnp.any(mask & bad, axis=-1), 1, 2)[..., None]
   zero = lambda x, ok: jnp.where(ok, x, jnp.zeros((), x.dtype))
   return zero(query, good), zero(key, there), zero(value, there), spoilt
@@ -211,7 +265,7 @@ class MultiHeadAttention(nn.Module):
   """Attention with dense layers `query`, `key`, `value` and `out`.
 
   Attributes:
-    num_heads: H; it divides the size of the queries' input.
+    num_heads: H; without `head_size` it divides the size of the queries' input.
     causal: whether a query sees no later key; for attention to the input.
     use_rotary: whether queries and keys are turned by their positions.
     use_bias: whether the dense layers have one.
@@ -226,6 +280,10 @@ class MultiHeadAttention(nn.Module):
     remat: whether the backward pass computes the attention weights again.
     dtype: dtype of the computation; None follows the input.
     kernel_init: initialiser of the dense layers.
+    num_kv_heads: G, heads of keys and values, which divide H; None is H. The
+      cache has them alone.
+    head_size: D, which H D need not make up E; None is E / H.
+    rotary_style, rotary_period: of `rotary`.
   """
 
   num_heads: int
@@ -238,6 +296,10 @@ class MultiHeadAttention(nn.Module):
   remat: bool = False
   dtype: Any = None
   kernel_init: Any = nn.initializers.xavier_uniform()
+  num_kv_heads: int | None = None
+  head_size: int | None = None
+  rotary_style: str = "half"
+  rotary_period: float = 10_000.0
 
   def _dense(self, size: int, name: str) -> nn.Dense:
     return nn.Dense(
@@ -247,6 +309,19 @@ class MultiHeadAttention(nn.Module):
       kernel_init=self.kernel_init,
       name=name,
     )
+
+  def _head_size(self, size: int) -> int:
+    """D, for inputs of this size."""
+    checks.positive_int("num_heads", self.num_heads)
+    if self.num_kv_heads is not None:
+      checks.positive_int("num_kv_heads", self.num_kv_heads)
+      checks.divisible(
+        "num_heads", self.num_heads, "num_kv_heads", self.num_kv_heads
+      )
+    if self.head_size is not None:
+      return checks.positive_int("head_size", self.head_size)
+    checks.divisible("size of the input", size, "num_heads", self.num_heads)
+    return size // self.num_heads
 
   @nn.compact
   def __call__(
@@ -282,44 +357,58 @@ class MultiHeadAttention(nn.Module):
         not fit.
     """
     size = x.shape[-1]
-    checks.divisible("size of the input", size, "num_heads", self.num_heads)
-    split = lambda y: y.reshape(*y.shape[:-1], self.num_heads, -1)
-    project = lambda y, name: split(self._dense(size, name)(y))
-    core = jax.checkpoint(attend) if self.remat else attend
+    head_size = self._head_size(size)
+
+    def project(y, name):
+      heads = self.num_heads if name == "query" else self.num_kv_heads
+      heads = heads or self.num_heads
+      y = self._dense(heads * head_size, name)(y)
+      return y.reshape(*y.shape[:-1], heads, head_size)
+
     if self.cross:
       query = project(x, "query")
       if context is not None:
         context = arrays.kept(context, valid)
       key, value = self._remembered(context, project)
+      core = jax.checkpoint(attend) if self.remat else attend
       out = _attend_in_groups(core, query, key, value, valid)
       return self._dense(size, "out")(out.reshape(*out.shape[:2], -1))
     if context is None:
       x = source = arrays.kept(x, valid)
     else:
       source = arrays.kept(context, valid)
+    if self.decode and context is not None:
+      raise ValueError(
+        "a context with decode=True is not allowed without cross=True."
+      )
     query = project(x, "query")
     key, value = project(source, "key"), project(source, "value")
+    limits = {"valid": valid, "mask": mask, "positions": positions}
+    out = self._mixed(query, key, value, **limits, prefix=prefix, bias=bias)
+    return self._dense(size, "out")(out.reshape(*out.shape[:2], -1))
+
+  def _mixed(
+    self, query, key, value, *, valid, mask, positions, prefix=None, bias=None
+  ) -> jax.Array:
+    """What is between the dense layers: turned, kept, attended to."""
     if positions is None:
-      positions = jnp.arange(x.shape[1])[None]
+      positions = jnp.arange(query.shape[1])[None]
     if self.use_rotary:
-      query, key = rotary(query, positions), rotary(key, positions)
+      turn = {"max_period": self.rotary_period, "style": self.rotary_style}
+      query, key = (rotary(x, positions, **turn) for x in (query, key))
     if self.decode:
-      if context is not None:
-        raise ValueError(
-          "a context with decode=True is not allowed without cross=True."
-        )
       key, value, seen = self._cached(key, value, valid, positions)
       mask = combine_masks(mask, seen)
     else:
-      causal = causal_mask(x.shape[1]) if self.causal else None
+      causal = causal_mask(query.shape[1]) if self.causal else None
       keys = None if valid is None else padding_mask(valid)
       mask = combine_masks(mask, causal, keys)
     if prefix is not None:
       num_keys, num_prefix = key.shape[1], prefix[0].shape[1]
       key, value, mask = with_prefix(prefix, key, value, mask)
       bias = _with_prefix_bias(bias, num_prefix, num_keys)
-    out = core(query, key, value, mask, bias)
-    return self._dense(size, "out")(out.reshape(*out.shape[:2], -1))
+    core = jax.checkpoint(attend) if self.remat else attend
+    return core(query, key, value, mask, bias)
 
   def _remembered(self, context, project):
     """Keys and values of the context: projected now, or before."""
@@ -357,3 +446,29 @@ class MultiHeadAttention(nn.Module):
     seen = jnp.arange(self.max_len) <= positions[:, None, :, None]
     key, value = (jnp.swapaxes(x.value, 1, 2) for x in (keys, values))
     return key, value, seen
+
+
+class ProjectedAttention(MultiHeadAttention):
+  """The same between its dense layers, which whoever calls it has."""
+
+  @nn.compact
+  def __call__(
+    self,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    valid: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    bias: jax.Array | None = None,
+  ) -> jax.Array:
+    """`[B, T, H, D]`, with keys and values `[B, T, G, D]`, to `[B, T, H, D]`.
+
+    Args:
+      query, key, value: projected, of the same tokens.
+      valid, mask, positions, bias: as of `MultiHeadAttention`; what padding
+        holds must be finite.
+    """
+    limits = {"valid": valid, "mask": mask, "positions": positions}
+    return self._mixed(query, key, value, **limits, bias=bias)

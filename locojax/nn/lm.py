@@ -33,7 +33,8 @@ class DecoderLM(nn.Module):
   Attributes:
     vocab_size: V.
     max_len: longest sequence; size of learned positions.
-    num_layers, num_heads, activation, scan, remat, use_bias: of the stack.
+    num_layers, num_heads, activation, gated, scan, remat, use_bias, norm: of
+      the stack.
     model_size: E.
     hidden_size: of the feed-forward layers; None is 4 E.
     positions: 'learned', 'rotary' or 'relative' (of T5, see `relative`).
@@ -49,6 +50,9 @@ class DecoderLM(nn.Module):
     dtype: dtype of the computation; None is that of the parameters. Parameters
       are float32.
     dropout, drop_path: of the stack, in training.
+    stack: makes the decoder of the settings above, `transformer.Stack` or one
+      that takes the same, such as `parallel.ParallelStack`.
+    logit_scale: what the logits are multiplied by, before the bias.
   """
 
   vocab_size: int
@@ -58,6 +62,7 @@ class DecoderLM(nn.Module):
   model_size: int
   hidden_size: int | None = None
   activation: Callable[[jax.Array], jax.Array] = nn.gelu
+  gated: bool = False
   positions: str = "learned"
   tie_embedding: bool = False
   output_bias: bool = False
@@ -66,6 +71,7 @@ class DecoderLM(nn.Module):
   scan: bool = False
   remat: str = "none"
   use_bias: bool = True
+  norm: str = "layer"
   embed: nn.Module | None = None
   embedding_init: Any = None
   position_init: Any = nn.initializers.normal(0.02)
@@ -73,6 +79,8 @@ class DecoderLM(nn.Module):
   dtype: Any = None
   dropout: float = 0.0
   drop_path: float = 0.0
+  stack: Callable[..., nn.Module] = transformer.Stack
+  logit_scale: float = 1.0
 
   def _check(self) -> None:
     for name in ("vocab_size", "max_len", "model_size"):
@@ -84,6 +92,7 @@ class DecoderLM(nn.Module):
     if self.hidden_size is not None:
       checks.positive_int("hidden_size", self.hidden_size)
     checks.one_of("positions", self.positions, POSITIONS)
+    checks.positive("logit_scale", self.logit_scale)
     checks.float_dtype("dtype", self.dtype)
 
   @nn.compact
@@ -93,6 +102,7 @@ class DecoderLM(nn.Module):
     *,
     valid: jax.Array | None = None,
     mask: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
     memory: jax.Array | None = None,
     memory_valid: jax.Array | None = None,
     at: jax.Array | None = None,
@@ -120,6 +130,8 @@ class DecoderLM(nn.Module):
       tokens: integers in [0, V); T at most `max_len`.
       valid: `[B, T]`, false at padding; None if there is none.
       mask: bool, broadcast to `[B, H, T, S]`, besides these.
+      segment_ids: `[B, T]` integers that tell texts packed into one row apart:
+        a token sees its own text alone, as if that were all; not with `decode`.
       memory: `[B, S, C]`, for `cross_attention`.
       memory_valid: `[B, S]`, false at its padding; None if there is none.
       at: `[B, K]`, the places in T whose logits are wanted; None is all.
@@ -135,16 +147,21 @@ class DecoderLM(nn.Module):
     """
     self._check()
     checks.in_range("length of tokens", tokens.shape[1], 1, self.max_len)
-    places = self._places(tokens, valid, decode)
+    if segment_ids is not None:
+      checks.one_of("decode", decode, [False])
+      apart = attention.segment_mask(segment_ids)
+      mask = attention.combine_masks(mask, apart)
+    places = self._places(tokens, valid, segment_ids, decode)
     embed = self.embed or embedding(self, "embed")
     x = embed(tokens)
     if self.positions == "learned":
       x = x + learned_positions(self, places)
-    x = transformer.Stack(
+    x = self.stack(
       self.num_layers,
       self.num_heads,
       self.hidden_size or 4 * self.model_size,
       activation=self.activation,
+      gated=self.gated,
       causal=True,
       use_rotary=self.positions == "rotary",
       decode=decode,
@@ -153,6 +170,7 @@ class DecoderLM(nn.Module):
       scan=self.scan,
       remat=self.remat,
       use_bias=self.use_bias,
+      norm=self.norm,
       dtype=self.dtype,
       dropout=self.dropout,
       drop_path=self.drop_path,
@@ -178,6 +196,8 @@ class DecoderLM(nn.Module):
       logits = nn.Dense(
         self.vocab_size, use_bias=False, dtype=self.dtype, name="output"
       )(x)
+    if self.logit_scale != 1:
+      logits = logits * jnp.asarray(self.logit_scale, logits.dtype)
     if not self.output_bias:
       return logits
     bias = self.param("output_bias", self.output_bias_init, (self.vocab_size,))
@@ -204,8 +224,11 @@ class DecoderLM(nn.Module):
       self.put_variable("memory", "valid", memory_valid.astype(bool))
     return memory_valid
 
-  def _places(self, tokens, valid, decode: bool) -> jax.Array:
+  def _places(self, tokens, valid, segment_ids, decode: bool) -> jax.Array:
     """Positions `[B, T]` or `[1, T]`; moves the cache's count on."""
+    if segment_ids is not None:
+      valid = jnp.ones(tokens.shape, bool) if valid is None else valid
+      return attention.valid_positions(valid, segment_ids)
     if valid is None:
       places = jnp.arange(tokens.shape[1])[None]
       count = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)

@@ -1,12 +1,39 @@
-"""Batch normalisation of batches of which a mask may leave nothing."""
+"""Norms by name; batch norm of batches of which a mask may leave nothing."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from locojax.core import checks
+
+KINDS = ("layer", "rms")
 _STATISTICS = "batch_stats"
+
+
+def make(
+  kind: str, *, eps: float, dtype: Any, use_bias: bool, name: str
+) -> nn.Module:
+  """A norm over the last axis.
+
+  Args:
+    kind: 'layer' takes the mean away and divides by the standard deviation; for
+      'rms' the mean counts as 0 (Zhang and Sennrich 2019, arXiv 1910.07467).
+    eps: added to the variance.
+    dtype: of the computation; statistics are in float32 or wider.
+    use_bias: whether 'layer' has one; 'rms' has none.
+    name: of the layer.
+
+  Raises:
+    ValueError: an unknown kind.
+  """
+  checks.one_of("norm", kind, KINDS)
+  if kind == "rms":
+    return nn.RMSNorm(eps, dtype=dtype, name=name)
+  return nn.LayerNorm(eps, dtype=dtype, use_bias=use_bias, name=name)
 
 
 def batch_norm(

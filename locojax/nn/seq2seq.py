@@ -32,10 +32,12 @@ class TokenEncoder(nn.Module):
   model_size: int
   hidden_size: int | None = None
   activation: Callable[[jax.Array], jax.Array] = nn.gelu
+  gated: bool = False
   positions: str = "learned"
   scan: bool = False
   remat: str = "none"
   use_bias: bool = True
+  norm: str = "layer"
   embed: nn.Module | None = None
   embedding_init: Any = None
   position_init: Any = nn.initializers.normal(0.02)
@@ -79,10 +81,12 @@ class TokenEncoder(nn.Module):
       self.num_heads,
       self.hidden_size or 4 * self.model_size,
       activation=self.activation,
+      gated=self.gated,
       use_rotary=self.positions == "rotary",
       scan=self.scan,
       remat=self.remat,
       use_bias=self.use_bias,
+      norm=self.norm,
       dtype=self.dtype,
       name="encoder",
     )(x, valid=valid, positions=places, bias=bias)
@@ -115,14 +119,17 @@ class Seq2SeqLM(nn.Module):
   model_size: int
   hidden_size: int | None = None
   activation: Callable[[jax.Array], jax.Array] = nn.gelu
+  gated: bool = False
   positions: str = "learned"
   share_embedding: bool = True
   tie_embedding: bool = True
   output_bias: bool = False
+  logit_scale: float = 1.0
   cache_len: int | None = None
   scan: bool = False
   remat: str = "none"
   use_bias: bool = True
+  norm: str = "layer"
   embedding_init: Any = None
   dtype: Any = None
 
@@ -142,10 +149,12 @@ class Seq2SeqLM(nn.Module):
       model_size=self.model_size,
       hidden_size=self.hidden_size,
       activation=self.activation,
+      gated=self.gated,
       positions=self.positions,
       scan=self.scan,
       remat=self.remat,
       use_bias=self.use_bias,
+      norm=self.norm,
       embed=embed,
       embedding_init=self.embedding_init,
       dtype=self.dtype,
@@ -158,6 +167,7 @@ class Seq2SeqLM(nn.Module):
       num_layers=self.decoder_layers,
       tie_embedding=self.tie_embedding,
       output_bias=self.output_bias,
+      logit_scale=self.logit_scale,
       cross_attention=True,
       cache_len=self.cache_len,
       **shared,

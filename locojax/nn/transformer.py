@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from locojax.core import arrays, checks, types
-from locojax.nn import attention
+from locojax.nn import attention, norms
 
 REMATS = ("none", "attention", "dots", "block")
 
@@ -28,6 +28,8 @@ class FeedForward(nn.Module):
   Attributes:
     hidden_size: F.
     activation: elementwise function.
+    gated: whether what comes between is activation(gate(x)) * up(x), with a
+      third dense layer `gate` (Shazeer 2020, arXiv 2002.05202).
     use_bias: whether the dense layers have one.
     dtype: dtype of the computation; None follows the input.
     kernel_init: initialiser of the dense layers.
@@ -36,6 +38,7 @@ class FeedForward(nn.Module):
 
   hidden_size: int
   activation: Callable[[jax.Array], jax.Array] = nn.gelu
+  gated: bool = False
   use_bias: bool = True
   dtype: Any = None
   kernel_init: Any = nn.initializers.xavier_uniform()
@@ -45,6 +48,7 @@ class FeedForward(nn.Module):
   def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     """`[..., E]` to `[..., E]`; in training with keys of the name `dropout`."""
     checks.positive_int("hidden_size", self.hidden_size)
+    checks.boolean("gated", self.gated)
     checks.below("dropout", self.dropout, 0, 1)
 
     def dense(size, name):
@@ -56,7 +60,11 @@ class FeedForward(nn.Module):
         name=name,
       )
 
-    hidden = self.activation(dense(self.hidden_size, "up")(x))
+    hidden = dense(self.hidden_size, "up")(x)
+    if self.gated:
+      hidden = self.activation(dense(self.hidden_size, "gate")(x)) * hidden
+    else:
+      hidden = self.activation(hidden)
     hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
     return dense(x.shape[-1], "down")(hidden)
 
@@ -70,12 +78,13 @@ class Block(nn.Module):
   Attributes:
     num_heads: heads of the attention.
     hidden_size: F.
-    activation: of the feed-forward layers.
+    activation, gated: of the feed-forward layers.
     causal, use_rotary, decode, max_len: as in `attention.MultiHeadAttention`.
     cross_attention: whether the block attends to a context as well.
     remat: 'attention' computes the attention weights again in the backward
       pass; the rest is the stack's.
     use_bias: whether dense layers and norms have one.
+    norm: kind of the norms, see `norms.make`.
     norm_eps: what the norms add to the variance.
     dtype: dtype of the computation; None follows the input.
     dropout: of the feed-forward layers.
@@ -87,6 +96,7 @@ class Block(nn.Module):
   num_heads: int
   hidden_size: int
   activation: Callable[[jax.Array], jax.Array] = nn.gelu
+  gated: bool = False
   causal: bool = False
   use_rotary: bool = False
   decode: bool = False
@@ -94,14 +104,19 @@ class Block(nn.Module):
   cross_attention: bool = False
   remat: str = "none"
   use_bias: bool = True
+  norm: str = "layer"
   norm_eps: float = 1e-6
   dtype: Any = None
   dropout: float = 0.0
   drop_path: float = 0.0
 
-  def _norm(self, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(
-      self.norm_eps, dtype=self.dtype, use_bias=self.use_bias, name=name
+  def _norm(self, name: str) -> nn.Module:
+    return norms.make(
+      self.norm,
+      eps=self.norm_eps,
+      dtype=self.dtype,
+      use_bias=self.use_bias,
+      name=name,
     )
 
   @nn.compact
@@ -146,6 +161,7 @@ class Block(nn.Module):
     feed_forward = FeedForward(
       self.hidden_size,
       activation=self.activation,
+      gated=self.gated,
       use_bias=self.use_bias,
       dtype=self.dtype,
       dropout=self.dropout,
@@ -235,9 +251,9 @@ class Stack(nn.Module):
 
   Attributes:
     num_layers: number of blocks.
-    num_heads, hidden_size, activation, causal, use_rotary, decode, max_len,
-      cross_attention, use_bias, norm_eps, dtype, dropout, drop_path: of the
-      blocks, the same in all of them.
+    num_heads, hidden_size, activation, gated, causal, use_rotary, decode,
+      max_len, cross_attention, use_bias, norm, norm_eps, dtype, dropout,
+      drop_path: of the blocks, the same in all of them.
     scan: one block run `num_layers` times by `nn.scan`.
     remat: what the backward pass computes again instead of keeping it: 'none',
       'attention' (the weights alone), 'dots' (all of a block but its matrix
@@ -248,6 +264,7 @@ class Stack(nn.Module):
   num_heads: int
   hidden_size: int
   activation: Callable[[jax.Array], jax.Array] = nn.gelu
+  gated: bool = False
   causal: bool = False
   use_rotary: bool = False
   decode: bool = False
@@ -256,16 +273,18 @@ class Stack(nn.Module):
   scan: bool = False
   remat: str = "none"
   use_bias: bool = True
+  norm: str = "layer"
   norm_eps: float = 1e-6
   dtype: Any = None
   dropout: float = 0.0
   drop_path: float = 0.0
 
-  def _block(self, name: str) -> Block:
+  def _block(self, name: str) -> nn.Module:
     return Block(
       self.num_heads,
       self.hidden_size,
       activation=self.activation,
+      gated=self.gated,
       causal=self.causal,
       use_rotary=self.use_rotary,
       decode=self.decode,
@@ -273,11 +292,21 @@ class Stack(nn.Module):
       cross_attention=self.cross_attention,
       remat=self.remat,
       use_bias=self.use_bias,
+      norm=self.norm,
       norm_eps=self.norm_eps,
       dtype=self.dtype,
       dropout=self.dropout,
       drop_path=self.drop_path,
       name=name,
+    )
+
+  def _last_norm(self) -> nn.Module:
+    return norms.make(
+      self.norm,
+      eps=self.norm_eps,
+      dtype=self.dtype,
+      use_bias=self.use_bias,
+      name="norm",
     )
 
   def _check_hooks(self, extra_tokens, extra_key_values) -> None:
@@ -393,9 +422,7 @@ class Stack(nn.Module):
         x, valid = prepend(x, valid, tokens.get(i))
         rows = num_rows if i == self.num_layers - 1 else None
         x = run(self._block(f"block_{i}"), x, valid, prefixes.get(i), rows)
-    return nn.LayerNorm(
-      self.norm_eps, dtype=self.dtype, use_bias=self.use_bias, name="norm"
-    )(x)
+    return self._last_norm()(x)
 
 
 def _numbers(params: Mapping[str, Any]) -> list[str]:

@@ -87,7 +87,8 @@ def _keep_serving(program: dict, told: dict, out: int) -> None:
   while True:
     child = os.fork()
     if child == 0:
-      _serve(program, told, out)
+      with contextlib.suppress(BrokenPipeError):  # nobody is left to listen
+        _serve(program, told, out)
       os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from locojax.core import class_masks, labels, metrics
-from locojax.methods import ciw, continual, smelu
+from locojax.methods import ciw, continual, minerva, smelu
 from locojax.methods.smelu import accumulator, recommender
 
 N, K = 6, 3
@@ -49,6 +49,7 @@ def _mixup(y, mask):
 # What takes labels and a mask: the mean or sum over examples.
 MASKED = {
   "cross_entropy": (K, lambda y, m: labels.cross_entropy(LOGITS, y, m).sum()),
+  "lm_loss": (K, lambda y, m: minerva.lm_loss(LOGITS, y, m).value),
   "accuracy": (K, lambda y, m: metrics.accuracy(LOGITS, y, m).total),
   "top_k": (K, lambda y, m: metrics.top_k_accuracy(LOGITS, y, 2, m).total),
   "class_masks": (

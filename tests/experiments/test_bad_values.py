@@ -86,7 +86,12 @@ def prepared(tmp_path, monkeypatch):
   omniglot = data / "omniglot" / "small"
   omniglot.mkdir(parents=True)
   (omniglot / "drawings.npz").write_bytes(b"")
+  (data / "text").mkdir()
+  for split in ("train", "test"):
+    (data / "text" / f"gsm8k_{split}.jsonl.gz").write_bytes(b"")
+  (data / "own" / "rows.jsonl").write_text("")
   monkeypatch.setenv("TFDS_DATA_DIR", str(data))
+  monkeypatch.setenv("LOCOJAX_DATA_DIR", str(data))
   return data
 
 
@@ -156,10 +161,13 @@ def test_what_we_ship_passes(name, variant, prepared):
   own = {"folder", "roles"}
   if own & {config.data.get("name"), *config.data.get("names", ())}:
     config.data.path = str(prepared / "own")
+  if config.data.get("name") == "file":
+    config.data.path = str(prepared / "own" / "rows.jsonl")
   checked = variant.startswith("paper")
   launch.check_settings(config, mode="check" if checked else "run")
   if variant in ("tiny", "cpu"):  # which need nothing
-    os.environ["TFDS_DATA_DIR"] = str(prepared / "absent")
+    for name in ("TFDS_DATA_DIR", "LOCOJAX_DATA_DIR"):
+      os.environ[name] = str(prepared / "absent")
     launch.check_settings(config)
 
 

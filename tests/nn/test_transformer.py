@@ -73,6 +73,31 @@ def test_block_is_its_formula(x):
   close(std, jnp.ones_like(std), rtol=1e-3)
 
 
+def test_a_gated_block_with_rms_norms_is_its_formula(x):
+  block = transformer.Block(
+    2, 16, activation=jnp.tanh, gated=True, norm="rms", use_bias=False
+  )
+  params = block.init(jax.random.key(0), x)["params"]
+  assert sorted(params["feed_forward"]) == ["down", "gate", "up"]
+  assert all("bias" not in path for path in trees.flatten(params))
+  out, seen = block.apply(
+    {"params": params}, x, capture_intermediates=True, mutable="intermediates"
+  )
+  seen = seen["intermediates"]
+  middle = x + seen["attention"]["__call__"][0]
+  normed = middle / jnp.sqrt(jnp.mean(middle**2, -1, keepdims=True) + 1e-6)
+  gate, up, down = (
+    params["feed_forward"][name]["kernel"] for name in ("gate", "up", "down")
+  )
+  want = middle + (jnp.tanh(normed @ gate) * (normed @ up)) @ down
+  close(out, want, rtol=1e-5, atol=1e-5)
+
+
+def test_an_unknown_norm_is_refused(x):
+  with pytest.raises(ValueError, match="norm='rmsnorm'.*'rms'"):
+    jax.eval_shape(_stack(norm="rmsnorm").init, jax.random.key(0), x)
+
+
 @pytest.fixture(scope="module")
 def unrolled(x, params):
   (_, out), grads = _value_and_grad(_stack(causal=True), x)(params)

@@ -153,6 +153,41 @@ def test_it_works_in_a_script_without_a_main_guard():
     pytest.fail("the worker is still there")
 
 
+_KILLED = """
+from locojax.train import workers
+pool = workers.WorkerPool({program!r})
+print(*pool.pids, pool._workers[0]._process.pid, flush=True)
+pool.map([{{"value": 3, "sleep": 1.0}}])
+"""
+
+
+def _is_gone(pid: str) -> bool:
+  """Or nobody has asked how it ended."""
+  try:
+    stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+  except OSError:
+    return True
+  return stat.rpartition(")")[2].split()[0] == "Z"
+
+
+def test_nothing_is_left_of_a_program_killed_in_the_middle_of_a_request():
+  code = _KILLED.format(program=str(PROGRAM))
+  env = {**os.environ, "PYTHONPATH": str(ROOT)}
+  command = [sys.executable, "-c", code]
+  with subprocess.Popen(
+    command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env
+  ) as running:
+    pids = running.stdout.readline().split()
+    running.kill()
+  assert len(pids) == 2
+  for _ in range(150):
+    if all(map(_is_gone, pids)):
+      break
+    time.sleep(0.1)
+  else:
+    pytest.fail("a worker is still there")
+
+
 def test_what_a_program_lacks_is_said_at_once():
   with pytest.raises(ImportError, match="pip install something"):
     workers.WorkerPool(PROGRAM, options={"missing": "something"})

@@ -32,6 +32,7 @@ from locojax.core import checks
 METHODS = ("exact", "mc")
 _MAX_SAMPLES = 4096
 _NEGLIGIBLE = 1e-22
+_REMEMBERED = 48  # the largest class whose part is kept between calls
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -170,12 +171,12 @@ def _circle(total: int) -> tuple[np.ndarray, int]:
   """Powers of points on half of the unit circle, [total + 1, points].
 
   There are enough that nothing comes round: what is beyond k by as many as the
-  whole circle has is at most exp(-2 N^2 / n) of all (Hoeffding), below 1e-19.
+  whole circle has is at most exp(-2 N^2 / n) of all (Hoeffding), below 1e-15.
 
   Returns:
     z^u, and how many points the whole circle has.
   """
-  num = min(total + 1, math.ceil(math.sqrt(22.0 * total)) + 1)
+  num = min(total + 1, math.ceil(math.sqrt(17.5 * total)) + 1)
   steps = np.outer(np.arange(total + 1), np.arange(num // 2 + 1)) % num
   return np.exp(2j * np.pi * np.arange(num) / num)[steps], num
 
@@ -231,38 +232,62 @@ def _first_of_k(s: int, others: np.ndarray, invalid: int, k: int) -> float:
   if not len(votes):
     return 0.0
   sizes, multiple = np.unique(others, return_counts=True)
+  votes = votes[_possible(votes, sizes, multiple, invalid, k)]
   ties = (sizes >= votes[:, None]) @ multiple
-  rules = [_nodes(int(j)) for j in np.minimum(ties, k // votes)]
+  rules = [_nodes(j) for j in np.minimum(ties, k // votes).tolist()]
   t = np.repeat(votes, [len(x) for x, _ in rules])
-  y = np.concatenate([x for x, _ in rules])[:, None]
-  weights = np.concatenate([w for _, w in rules])
+  y = np.concatenate([np.empty(0), *(x for x, _ in rules)])[:, None]
+  weights = np.concatenate([np.empty(0), *(w for _, w in rules)])
+  if not len(t):
+    return 0.0
   # Of classes below t nothing is cut off: they are like the invalid ones.
   free = invalid + (sizes < t[:, None]) @ (sizes * multiple)
-  product = _base_powers(1 - p + p * powers[1], int(free.max()))[free]
-  for size, times in zip(sizes.tolist(), multiple.tolist(), strict=True):
-    end = int(np.searchsorted(t, size, side="right"))
+  product = _base_powers(total, k)[free]
+  ends = t.searchsorted(sizes, side="right").tolist()
+  spare = np.empty((2, *product.shape), np.complex128)
+  for size, times, end in zip(sizes.tolist(), multiple.tolist(), ends):
     if end:
-      value = _at_most(size, p, powers, t[:end], y[:end])
+      value = _at_most(size, total, k, t[:end], y[:end], spare[:, :end])
       product[:end] *= _raised(value, times)
   found = _coefficient(product, powers, k - t, num)
   chance = float(np.sum(weights * _binomial(s, p)[t] * found))
   return min(max(chance / float(_binomial(total, p)[k]), 0.0), 1.0)
 
 
-def _base_powers(base: np.ndarray, top: int) -> np.ndarray:
-  """base^u for u = 0, ..., top; [top + 1, points]."""
-  out = np.ones((top + 1, len(base)), np.complex128)
-  np.cumprod(np.broadcast_to(base, (top, len(base))), axis=0, out=out[1:])
+def _possible(votes, sizes, multiple, invalid: int, k: int) -> np.ndarray:
+  """Which numbers of votes leave k samples, with no class above them."""
+  room = np.minimum(sizes, votes[:, None]) @ multiple
+  return votes + room + invalid >= k
+
+
+@functools.lru_cache(16)
+def _base_powers(total: int, k: int) -> np.ndarray:
+  """(1 - p + p z)^u, u samples that nothing bounds; [total + 1, points]."""
+  z = _circle(total)[0][1]
+  base = 1 - k / total + k / total * z
+  out = np.ones((total + 1, len(z)), np.complex128)
+  np.cumprod(np.broadcast_to(base, (total, len(z))), axis=0, out=out[1:])
   return out
 
 
-def _at_most(size: int, p: float, powers, t, y) -> np.ndarray:
-  """A class with fewer than t <= size votes, or y times with t."""
-  last = int(t[-1]) + 1
-  terms = _binomial(size, p)[:last, None] * powers[:last]
-  below = np.zeros((last, powers.shape[1]), np.complex128)
+@functools.lru_cache(512)
+def _terms(size: int, total: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+  """p(u) z^u of a class, and their sums over all below; [size + 1, points]."""
+  powers, _ = _circle(total)
+  terms = _binomial(size, k / total)[:, None] * powers[: size + 1]
+  below = np.zeros_like(terms)
   np.cumsum(terms[:-1], axis=0, out=below[1:])
-  return below[t] + y * terms[t]
+  return terms, below
+
+
+def _at_most(size: int, total: int, k: int, t, y, spare) -> np.ndarray:
+  """A class with fewer than t <= size votes, or y times with t."""
+  known = _terms if size <= _REMEMBERED else _terms.__wrapped__
+  terms, below = known(size, total, k)
+  value = terms.take(t, axis=0, out=spare[0], mode="clip")
+  value *= y
+  value += below.take(t, axis=0, out=spare[1], mode="clip")
+  return value
 
 
 def _among_first(
@@ -311,6 +336,53 @@ def _counted(table: dict, ways: tuple, n: int, spare: int, room: int) -> dict:
       term = value * factor
       out[key] = out[key] + term if key in out else term
   return out
+
+
+def rerank_at_k(
+  correct: Sequence[bool],
+  log_probs: Sequence[float],
+  k: int,
+  *,
+  valid: Sequence[bool] | None = None,
+) -> float:
+  """Probability that the likeliest of k of n samples is correct.
+
+  Of samples in the order of their log-probabilities, number i (from 0) is the
+  best of k with probability C(n - 1 - i, k - 1) / C(n, k).
+
+  Args:
+    correct: of each sample, [n].
+    log_probs: sums or means over tokens, [n]; equally likely samples share.
+    k: 1 to n.
+    valid: which samples have an answer, [n]; the others are passed over, and
+      k of them alone are wrong. None has all.
+
+  Returns:
+    The expectation over all subsets of k samples, exact.
+
+  Raises:
+    ValueError: sizes that differ, NaN, or a bad k.
+  """
+  scores = np.asarray(log_probs, np.float64)
+  right = np.asarray(correct, bool)
+  there = (
+    np.ones(len(right), bool) if valid is None else np.asarray(valid, bool)
+  )
+  checks.same_shape("log_probs", scores.shape, "correct", right.shape)
+  checks.same_shape("valid", there.shape, "correct", right.shape)
+  if right.ndim != 1 or np.isnan(scores).any():
+    checks.refuse("log_probs", log_probs, "a list of numbers")
+  num = len(right)
+  checks.int_in_range("k", k, 1, num)
+  i = np.arange(num)
+  later = np.clip((num - i[:-1] - k) / np.maximum(num - i[:-1] - 1, 1), 0, None)
+  chance = k / num * np.concatenate([[1.0], np.cumprod(later)])
+  levels, group = np.unique(-scores[there], return_inverse=True)
+  group = group.reshape(-1)
+  size = np.bincount(group, minlength=len(levels))
+  share = np.bincount(group, right[there], len(levels)) / np.maximum(size, 1)
+  order = np.repeat(np.arange(len(levels)), size)
+  return float(chance[: len(order)] @ share[order])
 
 
 def maj_limit(class_counts: Sequence[int], correct: int | None) -> float:
