@@ -164,7 +164,7 @@ def _one(one, computation, place, num_devices, mesh_shape, num_slices):
 
 
 def _of_all_slices(groups, num_devices: int, num_slices: int):
-  """Groups that name the devices of one slice stand for those of all."""
+  """A program for several slices is that of one: its groups stand for all."""
   own = num_devices // num_slices
   if num_slices == 1 or not groups:
     return groups
