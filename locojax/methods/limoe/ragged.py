@@ -28,6 +28,7 @@ from locojax.methods.limoe import rows as rows_lib
 
 # Rows of a tile of the kernel; N is filled up to a multiple of it.
 _TILE = 128
+_KERNEL_DTYPES = (jnp.bfloat16, jnp.float32)
 _MOST = {"rows": 512, "columns": 1024}
 
 
@@ -70,6 +71,8 @@ def _side(size: int, most: int) -> int:
 
 
 def _kernel(x, w, sizes, interpret=False):
+  if x.dtype not in _KERNEL_DTYPES:
+    return jax.lax.ragged_dot(x, w, sizes)
   from jax.experimental.pallas.ops.tpu.megablox import gmm
 
   num = len(x)
