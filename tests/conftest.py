@@ -16,6 +16,9 @@ import time
 
 import pytest
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import browser
+
 # Most of the time of the suite is compilation of programs that run once.
 # Without optimisation, a multiplication and an addition become one operation
 # or two by chance: an instruction set that has no such operation keeps equal
@@ -93,6 +96,11 @@ _HELP = {
     "{} tests of engines of code completion were left out: install these by "
     "`./scripts/install_engines all`."
   ),
+  "browser": (
+    "{} tests of pages in a browser were left out: install Chromium by "
+    "`./scripts/install_browser`, and what drives it and makes the pages by "
+    "`./scripts/install all`."
+  ),
 }
 _left_out: dict[str, set[str]] = {marker: set() for marker in _HELP}
 
@@ -102,6 +110,8 @@ def _can_run(mark: pytest.Mark) -> bool:
     return bool(os.environ.get(DATA_VARIABLE))
   if mark.name == "engine":
     return _is_installed(*mark.args)
+  if mark.name == "browser":
+    return browser.is_installed(*mark.args)
   return importlib.util.find_spec("libtpu") is not None
 
 
@@ -113,7 +123,7 @@ def _is_installed(engine: str) -> bool:
 
 
 def pytest_collection_modifyitems(config, items):
-  """Leaves out tests that lack data, libtpu or an engine, and counts them."""
+  """Leaves out tests that lack data, a program or libtpu, and counts them."""
   for marker in _HELP:
     marked = [(i, i.get_closest_marker(marker)) for i in items]
     lacking = [i for i, mark in marked if mark and not _can_run(mark)]
@@ -171,3 +181,11 @@ def pytest_terminal_summary(terminalreporter, config):
 def data_dir() -> pathlib.Path:
   """The folder of the real data sets."""
   return pathlib.Path(os.environ[DATA_VARIABLE])
+
+
+@pytest.fixture
+def browser_page():
+  """A page of headless Chromium, for tests marked `browser`."""
+  with browser.opened(viewport={"width": 1200, "height": 900}) as page:
+    yield page
+  assert page.errors == [] and page.outside == []

@@ -28,9 +28,10 @@ PIXELS = ("unit", "standardised")
 def prepared(config, images: jax.Array) -> jax.Array:
   """Bytes as the model sees them, float32 `[B, H, W, 3]`.
 
-  `unit`: in [0, 1], as in the released code. `standardised`: less the mean of
-  the image, over its standard deviation. Small models learn much faster from
-  that where the colours of images differ a lot.
+  `unit`: in [0, 1], as in the released code. `standardised`: each channel of
+  an image less its mean, over its standard deviation. Where the colours of
+  images differ a lot, small models learn much faster from that: what stands out
+  is far from 0, whatever the colour of the ground.
 
   Args:
     config: with `model.pixels`.
@@ -39,8 +40,8 @@ def prepared(config, images: jax.Array) -> jax.Array:
   x = images.astype(jnp.float32) / 255
   if config.model.pixels == "unit":
     return x
-  mean = x.mean(axis=(1, 2, 3), keepdims=True)
-  std = x.std(axis=(1, 2, 3), keepdims=True)
+  mean = x.mean(axis=(1, 2), keepdims=True)
+  std = x.std(axis=(1, 2), keepdims=True)
   return (x - mean) / jnp.maximum(std, 1 / 255)
 
 

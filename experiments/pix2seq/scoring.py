@@ -42,7 +42,7 @@ class Found(NamedTuple):
 Detector = Callable[[Mapping[str, np.ndarray]], Found]
 
 
-class _Numbered:
+class Numbered:
   """Examples for evaluation: fitted into the canvas, with their position."""
 
   def __init__(self, source: Any, image_size: int):
@@ -64,7 +64,7 @@ class _Numbered:
 
 def first(config, source: Any) -> dict[str, np.ndarray]:
   """The first batch of evaluation of a run, its filling too."""
-  numbered = _Numbered(source, config.data.image_size)
+  numbered = Numbered(source, config.data.image_size)
   batches = pipeline.padded_batches(numbered, config.eval_batch_size)
   return next(iter(batches))
 
@@ -114,7 +114,7 @@ def detections(
     batch_size: images of a batch.
   """
   parts = []
-  numbered = _Numbered(source, image_size)
+  numbered = Numbered(source, image_size)
   for batch in pipeline.padded_batches(numbered, batch_size=batch_size):
     keep = batch.pop("mask") != 0
     found = detect({k: batch[k] for k in ("image", "row")})

@@ -22,6 +22,7 @@ from experiments.pix2seq import (
   conditions,
   detectors,
   experiment,
+  networks,
   predict,
   report,
   scoring,
@@ -132,6 +133,17 @@ def test_a_run_finds_objects_in_other_images(finished, tmp_path):
     predict.main(["detect", "--run", str(tmp_path), *line[3:], str(out)])
   with pytest.raises(ValueError, match="--images"):
     predict.detect(str(run), str(tmp_path / "absent"))
+
+
+def test_standardised_images_do_not_depend_on_light_and_its_colour():
+  image = np.random.default_rng(0).integers(0, 100, (2, 6, 5, 3), np.uint8)
+  lit = image * np.uint8([1, 2, 2]) + np.uint8([40, 0, 7])
+  seen, other = (networks.prepared(_config(), x) for x in (image, lit))
+  np.testing.assert_allclose(other, seen, atol=1e-5)
+  np.testing.assert_allclose(seen.mean(axis=(1, 2)), 0, atol=1e-5)
+  np.testing.assert_allclose(seen.std(axis=(1, 2)), 1, atol=1e-5)
+  flat = networks.prepared(_config(), np.full((1, 4, 4, 3), 7, np.uint8))
+  np.testing.assert_array_equal(flat, np.zeros((1, 4, 4, 3)))
 
 
 _SMALL = {"pretrain__num_steps": 0}
