@@ -54,6 +54,18 @@ def _config(folder: pathlib.Path, vocab_size: int) -> ConfigDict:
   return ConfigDict(found)
 
 
+def trained_config(run: str | os.PathLike) -> ConfigDict:
+  """The config of a run as it was trained, its data included.
+
+  Raises:
+    ValueError: the folder is of no run.
+  """
+  folder, remedy = check_folder(run), "it must be as the run wrote it"
+  found = _tuples(files.read_json(folder / run_folder.CONFIG, remedy=remedy))
+  found.pop(run_folder.DATA, None)
+  return ConfigDict(found)
+
+
 def check_folder(run: str | os.PathLike) -> pathlib.Path:
   """The folder of a run, with what `load` needs in it.
 

@@ -80,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
   add("--host", default="127.0.0.1", help="of the page")
   add("--port", type=int, default=0, help="of the page; 0: a free one")
   add("--no_engine", action="store_true", help="the model alone")
+  add(
+    "--wait_for_model",
+    action="store_true",
+    help="says nothing before the model is there; otherwise lists are the "
+    "engine's until then",
+  )
   add("--k", type=int, default=usual.k, help="names moved to the top")
   add(
     "--wait_ms",
@@ -111,6 +117,8 @@ def main(argv: Sequence[str]) -> None:
     given,
   )
   try:
+    if args.wait_for_model:
+      assistant.loading.result()
     if args.page:
       asyncio.run(page.serve(assistant, args.root, args.host, args.port))
     else:
