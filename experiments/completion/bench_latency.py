@@ -50,7 +50,7 @@ TARGETS = {
   "stale": (10, 10),
   "cancelled": (10, 10),
 }
-_PATIENCE = 60.0  # seconds for an answer
+_PATIENCE = 600.0  # seconds for an answer; the first loads the model
 _HEAD_START = 0.005  # seconds that a request has before it is given up
 
 

@@ -35,6 +35,7 @@ class Settings:
     debounce_ms: silence before a line is asked for that nobody invoked.
     check_ms: for the engine's word on each suggestion; one that it has no
       answer to by then is shown.
+    num_shown: lines that must pass the engine; further ones are not looked at.
     min_chars: a line with fewer, blanks not counted, is not shown.
     max_lines: in one suggestion; more than 1 needs `thresholds`.
     thresholds: of the confidence of each line, see `completion.multi_line`;
@@ -45,6 +46,7 @@ class Settings:
   wait_ms: float = 0.0
   debounce_ms: float = 40.0
   check_ms: float = 100.0
+  num_shown: int = 1
   min_chars: int = 3
   max_lines: int = 1
   thresholds: tuple[float, ...] = ()
@@ -54,6 +56,7 @@ class Settings:
     for name in ("wait_ms", "debounce_ms"):
       checks.nonnegative(name, getattr(self, name))
     checks.positive("check_ms", self.check_ms)
+    checks.positive_int("num_shown", self.num_shown)
     checks.positive_int("min_chars", self.min_chars)
     checks.positive_int("max_lines", self.max_lines)
     if self.max_lines > 1 and not self.thresholds:
@@ -242,6 +245,7 @@ class Assistant:
       text,
       offset,
       found,
+      most=self.settings.num_shown,
       timeout=self.settings.check_ms / 1e3,
       wanted=lambda: wanted[0],
     )

@@ -8,6 +8,7 @@ refused are all made good by the next question.
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import logging
 import pathlib
 import time
@@ -67,22 +68,25 @@ class Backend:
     offset: int,
     suggestions: Sequence[str],
     *,
+    most: int,
     timeout: float,
     wanted: Callable[[], bool],
   ) -> Future:
-    """Those that bring no error in, later; none are looked at once unwanted.
+    """The first that bring no error in, later; none once they are unwanted.
 
     Args:
       text: the document.
       offset: of the cursor.
-      suggestions: to insert there.
+      suggestions: to insert there, best first.
+      most: how many are enough.
       timeout: seconds for each answer of the engine.
       wanted: whether anybody waits for it still.
     """
 
     def work(engine):
       check = completion.Checker(engine, text.uri, offset, timeout=timeout)
-      return [s for s in suggestions if wanted() and check(s).kept]
+      kept = (s for s in suggestions if wanted() and check(s).kept)
+      return list(itertools.islice(kept, most))
 
     return self._pool.submit(self._asked, text, work)
 
