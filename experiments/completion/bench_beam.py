@@ -151,7 +151,7 @@ def main(argv: list[str]) -> None:
     device=timing.device_name(),
     notes=(
       f"{args.preset}, {args.inputs} tokens read, {args.tokens} written, "
-      f"{args.beams} beams, float32. ms: of a search of an encoded text; ratio: "
+      f"{args.beams} beams, float32. ms: of a search; ratio: "
       "median, with quartiles, of those to ours within "
       f"{args.rounds} interleaved rounds; target: at least. Peer: {versions}."
     ),
