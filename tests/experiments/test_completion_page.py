@@ -92,6 +92,7 @@ def test_only_the_page_and_who_has_its_token_are_served(served, tmp_path):
   asyncio.run(no_token())
 
 
+@pytest.mark.slow
 @pytest.mark.monaco
 @pytest.mark.browser("websockets", "pygls")
 def test_ghost_text_is_accepted_and_the_list_is_ranked(served, browser_page):

@@ -265,6 +265,7 @@ def test_refused_texts_are_told_once_and_served_when_mended(tmp_path):
   _run(work())
 
 
+@pytest.mark.slow
 @pytest.mark.engine("ty")
 def test_lines_with_errors_are_dropped_and_a_killed_engine_loses_nothing(
   tmp_path,

@@ -4,6 +4,11 @@
 const query = window.location.search;
 const state = document.getElementById("state");
 
+// What Monaco cancels itself ends as a promise that failed unheard.
+window.addEventListener("unhandledrejection", (event) => {
+  if (event.reason?.name === "Canceled") event.preventDefault();
+});
+
 // JSON-RPC: notifications, requests that can be cancelled, their answers.
 class Connection {
   constructor(address) {
