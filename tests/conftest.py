@@ -96,6 +96,10 @@ _HELP = {
     "{} tests of engines of code completion were left out: install these by "
     "`./scripts/install_engines all`."
   ),
+  "monaco": (
+    "{} tests of the editor in a page were left out: install it by "
+    "`./scripts/install_monaco`."
+  ),
   "browser": (
     "{} tests of pages in a browser were left out: install Chromium by "
     "`./scripts/install_browser`, and what drives it and makes the pages by "
@@ -110,6 +114,8 @@ def _can_run(mark: pytest.Mark) -> bool:
     return bool(os.environ.get(DATA_VARIABLE))
   if mark.name == "engine":
     return _is_installed(*mark.args)
+  if mark.name == "monaco":
+    return _has_monaco()
   if mark.name == "browser":
     return browser.is_installed(*mark.args)
   return importlib.util.find_spec("libtpu") is not None
@@ -120,6 +126,13 @@ def _is_installed(engine: str) -> bool:
   from locojax import engines
 
   return engines.is_installed(engine)
+
+
+@functools.cache
+def _has_monaco() -> bool:
+  from experiments.completion.serving import page
+
+  return page.is_installed()
 
 
 def pytest_collection_modifyitems(config, items):

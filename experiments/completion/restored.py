@@ -54,15 +54,23 @@ def _config(folder: pathlib.Path, vocab_size: int) -> ConfigDict:
   return ConfigDict(found)
 
 
-def load(run: str | os.PathLike, **settings: Any) -> Restored:
-  """A run from its folder.
-
-  Args:
-    run: the folder of one run, with `config.json`, `tokenizer.model`, `ckpt`.
-    **settings: of `completion.Completer`, other than the run's.
+def trained_config(run: str | os.PathLike) -> ConfigDict:
+  """The config of a run as it was trained, its data included.
 
   Raises:
-    ValueError: it is none, or its checkpoint does not fit.
+    ValueError: the folder is of no run.
+  """
+  folder, remedy = check_folder(run), "it must be as the run wrote it"
+  found = _tuples(files.read_json(folder / run_folder.CONFIG, remedy=remedy))
+  found.pop(run_folder.DATA, None)
+  return ConfigDict(found)
+
+
+def check_folder(run: str | os.PathLike) -> pathlib.Path:
+  """The folder of a run, with what `load` needs in it.
+
+  Raises:
+    ValueError: it is none.
   """
   folder = pathlib.Path(run).expanduser()
   for name in (asking.TOKENIZER, run_folder.CONFIG):
@@ -73,6 +81,20 @@ def load(run: str | os.PathLike, **settings: Any) -> Restored:
         f"the folder of a finished run, which has {name}, such as "
         "RUNS/line/seed_0",
       )
+  return folder
+
+
+def load(run: str | os.PathLike, **settings: Any) -> Restored:
+  """A run from its folder.
+
+  Args:
+    run: the folder of one run, with `config.json`, `tokenizer.model`, `ckpt`.
+    **settings: of `completion.Completer`, other than the run's.
+
+  Raises:
+    ValueError: it is none, or its checkpoint does not fit.
+  """
+  folder = check_folder(run)
   tokenizer = code_tokens.load(folder / asking.TOKENIZER)
   config = _config(folder, tokenizer.vocab_size)
   config.ask.update(settings)

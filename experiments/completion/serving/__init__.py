@@ -1,0 +1,1 @@
+"""The language server: model and engines joined while somebody types."""
