@@ -22,7 +22,7 @@ trap 'rm -rf "$work"' EXIT
   'numpy==2.4.6'
 cd "$work"
 JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost \
-  "$work/venv/bin/python" -I - 2>log <<'END' || { tail -n 3 log >&2; exit 1; }
+  "$work/venv/bin/python" -I - <<'END'
 import os
 import re
 import sys
