@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import pathlib
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,12 +30,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import commands, peers, timing
+from experiments.common import benches, commands, peers, timing
 from locojax import decode
 from locojax.core import checks
 from locojax.methods import completion
 from locojax.nn import lm
-from locojax.report import results, tables
+from locojax.report import tables
 
 SEED = 0
 TARGETS = {"peer": 2.0}  # of ratios, at least
@@ -140,15 +139,15 @@ def main(argv: list[str]) -> None:
   with peer_program(args) as (theirs, versions):
     rows = measure({"ours": program(args), **theirs}, args)
   print(tables.render(rows))
-  shown = ["PEER/bin/python" if a == args.peer else a for a in argv]
-  module = "experiments.completion.bench_beam"
-  results.save(
+  benches.save(
     args.results,
-    command=shlex.join(["python", "-m", module, *shown]),
-    seeds=[SEED],
-    rows=rows,
-    time_seconds=time.perf_counter() - start,
+    "experiments.completion.bench_beam",
+    argv,
+    rows,
+    start=start,
     device=timing.device_name(),
+    seeds=[SEED],
+    shown={args.peer: "PEER/bin/python"},
     notes=(
       f"{args.preset}, {args.inputs} tokens read, {args.tokens} written, "
       f"{args.beams} beams, float32. ms: of a search; ratio: "

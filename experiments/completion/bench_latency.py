@@ -24,7 +24,6 @@ import argparse
 import collections
 import pathlib
 import queue
-import shlex
 import sys
 import threading
 import time
@@ -33,13 +32,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import commands, timing
+from experiments.common import benches, commands, timing
 from experiments.completion import corpora, places, restored
 from experiments.completion.places import Place
 from locojax import engines
 from locojax.core import checks
 from locojax.engines import rpc
-from locojax.report import results, tables
+from locojax.report import tables
 
 SEED = 0
 # Milliseconds, at most: of the median, and of 95 in 100.
@@ -283,15 +282,15 @@ def main(argv: list[str]) -> None:
   found = [p for p in found if p.name and p.file.root][: args.positions]
   rows = measure(args, found)
   print(tables.render(rows))
-  shown = ["RUN" if a == args.workdir else a for a in argv]
-  module = "experiments.completion.bench_latency"
-  results.save(
+  benches.save(
     args.results,
-    command=shlex.join(["python", "-m", module, *shown]),
-    seeds=[SEED],
-    rows=rows,
-    time_seconds=time.perf_counter() - start,
+    "experiments.completion.bench_latency",
+    argv,
+    rows,
+    start=start,
     device=timing.device_name(),
+    seeds=[SEED],
+    shown={args.workdir: "RUN"},
     notes=(
       f"{config.model.preset}, {config.model.max_inputs} tokens around the "
       f"cursor, {config.ask.beam_size} lines and {config.ask.name_beams} names "

@@ -32,7 +32,6 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -43,12 +42,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common import commands, peers, stages, timing
+from experiments.common import benches, commands, peers, stages, timing
 from experiments.l2p import experiment, learners, networks, tasks
 from experiments.l2p.configs import streams
 from locojax.core import trees
 from locojax.methods import l2p
-from locojax.report import results, tables
+from locojax.report import tables
 from locojax.train import check, flops, profiling, sharding, steps, topology
 
 SEED = 0
@@ -365,14 +364,15 @@ def main(argv: list[str]) -> None:
   )
   memory = [row for where in args.where for row in planned(where=where)]
   print(tables.render(memory))
-  shown = ["PEER/bin/python" if a == args.peer else a for a in argv]
-  results.save(
+  benches.save(
     args.results,
-    command=shlex.join(["python", "-m", "experiments.l2p.bench", *shown]),
-    seeds=[SEED],
-    rows=[*rows, *memory],
-    time_seconds=time.perf_counter() - start,
+    "experiments.l2p.bench",
+    argv,
+    [*rows, *memory],
+    start=start,
     device=timing.device_name(),
+    seeds=[SEED],
+    shown={args.peer: "PEER/bin/python"},
     notes=_notes(args, versions),
   )
 

@@ -18,7 +18,6 @@ import argparse
 import gzip
 import json
 import pathlib
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -27,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import commands, peers
+from experiments.common import benches, commands, peers
 from locojax.core import checks, files
 from locojax.methods.minerva import equivalence
-from locojax.report import results, tables
+from locojax.report import tables
 
 PEER = pathlib.Path(__file__).with_name("bench_grading_peer.py")
 # Without what these need: the file of the harness that is used needs no torch.
@@ -184,14 +183,14 @@ def main(argv: list[str]) -> None:
     answers, num=args.pairs, seed=args.seed, kinds=tuple(args.kinds)
   )
   versions = ", ".join(f"{n} {v}" for n, v in found["versions"].items())
-  results.save(
+  benches.save(
     args.results,
-    command=shlex.join(
-      ["python", "-m", "experiments.minerva.bench_grading", *argv]
-    ),
+    "experiments.minerva.bench_grading",
+    argv,
+    found["rows"],
+    start=start,
     seeds=[args.seed],
-    rows=found["rows"],
-    time_seconds=time.perf_counter() - start,
+    shown={args.answers: "ANSWERS"},
     notes=(
       f"{args.pairs} pairs of {len(answers)} gold answers, as many of "
       f"each kind; CPU seconds of one process. {versions}."

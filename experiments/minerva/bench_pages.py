@@ -22,7 +22,6 @@ import html
 import json
 import pathlib
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -30,10 +29,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.common import commands, peers
+from experiments.common import benches, commands, peers
 from locojax.core import checks, files
 from locojax.data import html_text
-from locojax.report import results, tables
+from locojax.report import tables
 
 PEER = pathlib.Path(__file__).with_name("bench_pages_peer.py")
 PACKAGES = (
@@ -225,14 +224,14 @@ def main(argv: list[str]) -> None:
   pages = read_pages(args.pages)[: args.most or None]
   found = measure(pages, python=args.python)
   versions = ", ".join(f"{n} {v}" for n, v in found["versions"].items())
-  results.save(
+  benches.save(
     args.results,
-    command=shlex.join(
-      ["python", "-m", "experiments.minerva.bench_pages", *argv]
-    ),
+    "experiments.minerva.bench_pages",
+    argv,
+    found["rows"],
+    start=start,
     seeds=[0],
-    rows=found["rows"],
-    time_seconds=time.perf_counter() - start,
+    shown={args.pages: "PAGES", args.python: "PEER/bin/python"},
     notes=(
       f"{len(pages)} pages; CPU seconds of one process; formulas of "
       f"{SHORTEST} characters or more, blanks apart. {versions}."

@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import pathlib
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -35,10 +34,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import commands, peers, timing
+from experiments.common import benches, commands, peers, timing
 from locojax.core import checks
 from locojax.methods import minerva
-from locojax.report import results, tables
+from locojax.report import tables
 
 SEED = 0
 # Of the ratio, at least.
@@ -180,15 +179,15 @@ def main(argv: list[str]) -> None:
   with peer_programs(args) as (theirs, versions):
     rows = measure({**our_programs(args), **theirs}, args)
   print(tables.render(rows))
-  shown = ["PEER/bin/python" if a == args.peer else a for a in argv]
-  module = "experiments.minerva.bench_sampling"
-  results.save(
+  benches.save(
     args.results,
-    command=shlex.join(["python", "-m", module, *shown]),
-    seeds=[SEED],
-    rows=rows,
-    time_seconds=time.perf_counter() - start,
+    "experiments.minerva.bench_sampling",
+    argv,
+    rows,
+    start=start,
     device=timing.device_name(),
+    seeds=[SEED],
+    shown={args.peer: "PEER/bin/python"},
     notes=_notes(args, versions),
   )
 

@@ -12,17 +12,16 @@ that fills what is remembered for this n and k; `first_ms` is that call.
 from __future__ import annotations
 
 import argparse
-import shlex
 import statistics
 import sys
 import time
 from typing import Any
 
-from experiments.common import commands
+from experiments.common import benches, commands
 from locojax.core import checks
 from locojax.methods import minerva
 from locojax.methods.minerva import estimators
-from locojax.report import results, tables
+from locojax.report import tables
 
 SAMPLES = 256
 TARGET_MS = 1.0
@@ -71,13 +70,13 @@ def main(argv: list[str]) -> None:
   checks.positive_int("rounds", args.rounds)
   rows = [row(n, k, rounds=args.rounds) for n in PROFILES for k in VOTES]
   print(tables.render(rows))
-  module = "experiments.minerva.bench_voting"
-  results.save(
+  benches.save(
     args.results,
-    command=shlex.join(["python", "-m", module, *argv]),
+    "experiments.minerva.bench_voting",
+    argv,
+    rows,
+    start=start,
     seeds=[],
-    rows=rows,
-    time_seconds=time.perf_counter() - start,
     notes=(
       f"{SAMPLES} samples of a question; CPU milliseconds of maj_at_k, exact: "
       f"median and least of {args.rounds} calls, and the first one. Target: "

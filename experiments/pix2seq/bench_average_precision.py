@@ -18,7 +18,6 @@ import argparse
 import copy
 import gc
 import importlib.metadata
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -26,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import commands, timing
+from experiments.common import benches, commands, timing
 from experiments.pix2seq import coco_peers
 from locojax.core import checks, coco_tables
 from locojax.methods.pix2seq import average_precision
-from locojax.report import results, tables
+from locojax.report import tables
 
 SEED = 0
 OURS = "locojax"
@@ -127,13 +126,13 @@ def main(argv: list[str]) -> None:
   rows = measure(
     images=args.images, dets=args.dets, classes=args.classes, num=args.rounds
   )
-  module = "experiments.pix2seq.bench_average_precision"
-  results.save(
+  benches.save(
     args.results,
-    command=shlex.join(["python", "-m", module, *argv]),
+    "experiments.pix2seq.bench_average_precision",
+    argv,
+    rows,
+    start=start,
     seeds=[SEED],
-    rows=rows,
-    time_seconds=time.perf_counter() - start,
     notes=(
       f"{args.images} images, {args.dets} detections each, {args.classes} "
       f"classes, made. Medians of {args.rounds} interleaved rounds after a "

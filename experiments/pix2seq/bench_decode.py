@@ -26,7 +26,6 @@ import argparse
 import contextlib
 import functools
 import pathlib
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -36,11 +35,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import commands, peers, timing
+from experiments.common import benches, commands, peers, timing
 from experiments.pix2seq import official_decoding
 from locojax.core import checks
 from locojax.methods import pix2seq
-from locojax.report import results, tables
+from locojax.report import tables
 
 SEED = 0
 # Of ratios, at least.
@@ -189,15 +188,15 @@ def main(argv: list[str]) -> None:
   with peer_programs(args) as (theirs, versions):
     rows = measure({**our_programs(args), **theirs}, args)
   print(tables.render(rows))
-  shown = ["PEER/bin/python" if a == args.peer else a for a in argv]
-  module = "experiments.pix2seq.bench_decode"
-  results.save(
+  benches.save(
     args.results,
-    command=shlex.join(["python", "-m", module, *shown]),
-    seeds=[SEED],
-    rows=rows,
-    time_seconds=time.perf_counter() - start,
+    "experiments.pix2seq.bench_decode",
+    argv,
+    rows,
+    start=start,
     device=timing.device_name(),
+    seeds=[SEED],
+    shown={args.peer: "PEER/bin/python"},
     notes=_notes(args, versions),
   )
 
