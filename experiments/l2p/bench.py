@@ -62,7 +62,10 @@ MEMORY_TARGETS = {"optimizer": 0.01, "peak": 0.6}
 TIMM_SIZES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large"}
 # What the backward pass computes again. The compilers of accelerators keep
 # little of elementwise work by themselves.
-REMATS = {"cpu": ("none", "dots"), "tpu": ("none", "attention")}
+REMATS = {
+  "cpu": ("none", "dots"),
+  "tpu": ("none", "attention", "dots", "block"),
+}
 _PEER = pathlib.Path(__file__).with_name("bench_peer.py")
 _PACKAGES = ("torch", "torchvision", "timm", "numpy")
 
