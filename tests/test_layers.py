@@ -58,6 +58,7 @@ ROOMS = {
         "PIL",
         "sentencepiece",
         "array_record",
+        "av",
       }
     ),
     frozenset({"core"}),
