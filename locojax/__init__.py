@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 METHODS = (
   *("ciw", "completion", "dp_ftrl", "l2p", "limoe", "locoprop"),
-  *("minerva", "pix2seq", "smelu"),
+  *("minerva", "pix2seq", "smelu", "spl"),
 )
 # Libraries beside the ten systems, which several of them are compared by.
 TOOLS = ("continual",)
@@ -34,6 +34,7 @@ __all__ = [
   "minerva",
   "pix2seq",
   "smelu",
+  "spl",
 ]
 
 
