@@ -41,7 +41,7 @@ __version__ = "0.1.0"
 
 METHODS = (
   *("ciw", "completion", "dp_ftrl", "l2p", "limoe", "locoprop"),
-  *("minerva", "pix2seq", "smelu"),
+  *("minerva", "pix2seq", "smelu", "spl"),
 )
 # Libraries beside the ten systems, which several of them are compared by.
 TOOLS = ("continual",)
@@ -59,6 +59,7 @@ __all__ = [
   "minerva",
   "pix2seq",
   "smelu",
+  "spl",
 ]
 
 
