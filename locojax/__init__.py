@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     minerva,
     pix2seq,
     smelu,
+    spl,
   )
 else:
 
