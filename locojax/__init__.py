@@ -10,13 +10,39 @@ The methods are attributes of the package, imported when first used:
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from locojax.methods import (
+    ciw,
+    completion,
+    continual,
+    dp_ftrl,
+    l2p,
+    limoe,
+    locoprop,
+    minerva,
+    pix2seq,
+    smelu,
+    spl,
+  )
+else:
+
+  def __getattr__(name: str) -> Any:
+    """The package of a method, `locojax.methods.<name>`."""
+    if name in METHODS + TOOLS:
+      return importlib.import_module(f"locojax.methods.{name}")
+    raise AttributeError(
+      f"module 'locojax' has no attribute {name!r}: its methods are "
+      f"{', '.join(METHODS)}, and beside them there is {', '.join(TOOLS)}."
+    )
+
 
 __version__ = "0.1.0"
 
 METHODS = (
   *("ciw", "completion", "dp_ftrl", "l2p", "limoe", "locoprop"),
-  *("minerva", "pix2seq", "smelu"),
+  *("minerva", "pix2seq", "smelu", "spl"),
 )
 # Libraries beside the ten systems, which several of them are compared by.
 TOOLS = ("continual",)
@@ -34,17 +60,8 @@ __all__ = [
   "minerva",
   "pix2seq",
   "smelu",
+  "spl",
 ]
-
-
-def __getattr__(name: str) -> Any:
-  """The package of a method, `locojax.methods.<name>`."""
-  if name in METHODS + TOOLS:
-    return importlib.import_module(f"locojax.methods.{name}")
-  raise AttributeError(
-    f"module 'locojax' has no attribute {name!r}: its methods are "
-    f"{', '.join(METHODS)}, and beside them there is {', '.join(TOOLS)}."
-  )
 
 
 def __dir__() -> list[str]:

@@ -14,7 +14,15 @@ import pytest
 from locojax.core import checks
 from locojax.methods import dp_ftrl, limoe
 from locojax.methods.dp_ftrl import accounting, matrix, next_word, participation
-from locojax.nn import lm, mlp, recurrent, resnet, transformer, vit
+from locojax.nn import (
+  lm,
+  mlp,
+  recurrent,
+  resnet,
+  resnet_3d,
+  transformer,
+  vit,
+)
 from locojax.train import experiment, optimizers, replicas
 
 NAN = float("nan")
@@ -48,6 +56,12 @@ def _tokens():
 
 def _images():
   return jnp.zeros((1, 8, 8, 3))
+
+
+def _clips(**changes):
+  settings = {"stage_sizes": (1,), **changes}
+  net = resnet_3d.ResNet3D(2, **settings)
+  _init(net, jnp.zeros((1, 4, 8, 8, 3)), train=False)
 
 
 def _tower(**changes):
@@ -130,6 +144,8 @@ CALLS = [
     lambda: _init(resnet.PreActResNet(2, dtype="x"), _images(), train=False),
     "dtype='x'",
   ),
+  (lambda: _clips(dtype="x"), "dtype='x'"),
+  (lambda: _clips(width=-1), "width=-1"),
   (lambda: _tower(width=0), "width=0"),
   (lambda: _tower(num_heads=3), "width=8"),
   (lambda: _tower(embed_dim=0), "embed_dim=0"),

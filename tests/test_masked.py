@@ -22,17 +22,11 @@ from locojax.methods import ciw, continual, l2p, limoe, minerva, smelu
 from locojax.methods.ciw import instance as ciw_instance
 from locojax.methods.limoe import auxiliary, dispatch, routing
 from locojax.methods.smelu import recommender
-from locojax.nn import (
-  attention,
-  mlp,
-  parallel,
-  recurrent,
-  resnet,
-  resnet_v1,
-  transformer,
-)
+from locojax.nn import attention, mlp, parallel, recurrent, transformer
 from tests import programs
 from tests.methods.completion import small
+from tests.methods.spl import small as spl_small
+from tests.nn import resnets
 
 KEY = jax.random.key(0)
 # The last rows, so that a position of what is left does not move.
@@ -425,16 +419,12 @@ def _layers() -> dict[str, Callable[[], Row]]:
     "mlp": lambda: _normalised_row(
       mlp.MLP((3, 2), normalization="batch"), _normal(N, D)
     ),
-    "resnet": lambda: _normalised_row(
-      resnet.PreActResNet(num_classes=2, stage_sizes=(1,), width=2),
-      _normal(N, 4, 4, 1),
-      train=True,
-    ),
-    "resnet_v1": lambda: _normalised_row(
-      resnet_v1.ResNet(variant="c3", width=2, stage_sizes=(1, 1, 1, 1)),
-      _normal(N, 8, 8, 1),
-      train=True,
-    ),
+    **{
+      name: lambda net=net, shape=shape: _normalised_row(
+        net, _normal(N, *shape), train=True
+      )
+      for name, (net, shape) in resnets.SMALLEST.items()
+    },
   }
 
 
@@ -488,12 +478,13 @@ def _table() -> dict[str, Callable[[], Row]]:
     ),
     "clicks": _clicks_row,
     "completion": lambda: Row(*small.masked(N)),
-    "core": lambda: Row(
-      _core, {"logits": logits(), "labels": _classes()}, jnp.float32(1.5)
-    ),
-    "continual": lambda: Row(
-      _continual, {"logits": logits(), "labels": _classes()}, jnp.float32(1.5)
-    ),
+    "spl": lambda: Row(*spl_small.masked(N)),
+    **{
+      name: lambda f=f: Row(
+        f, {"logits": logits(), "labels": _classes()}, jnp.float32(1.5)
+      )
+      for name, f in (("core", _core), ("continual", _continual))
+    },
     "prompts": lambda: Row(_prompts, {"x": _normal(N, D)}, _normal(5, D)),
     "means": lambda: Row(
       _means, {"logits": logits(), "labels": _classes()}, empty="nan"

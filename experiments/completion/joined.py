@@ -136,6 +136,9 @@ def checks(
       said = check(found[0].text)
       unchecked += not said.checked
       dropped.append(not said.kept)
+    if judge is space:  # It would say the same again.
+      bad.append(not said.kept)
+      continue
     with judge.opened(place.file, text, len(e.prefix)) as document:
       judged = None if document is None else document.checker(timeout=60.0)
       kept = said.kept if judged is None else judged(found[0].text).kept
@@ -186,32 +189,35 @@ class _Typing:
     names = [n.text for n in self.model.names(prefix, e.suffix, e.language)]
     ranked = tuple(completion.rerank(items, names, self.k))
     found = self.model.lines(prefix, e.suffix, e.language)
-    lines_ = {
-      "": "",
-      "unchecked": found[0].text if found else "",
-      "checked": self._checked(prefix, found),
-      "continued": "",
-    }
+    more = []
     if ranked and hasattr(self.model, "continue_focused"):
       more = self.model.continue_focused(
         prefix, e.suffix, e.language, ranked[0]
       )
-      lines_["continued"] = self._checked(prefix, more)
-    lines_["continued"] = lines_["continued"] or lines_["checked"]
+    checked, continued = self._checked(prefix, found, more)
+    lines_ = {
+      "": "",
+      "unchecked": found[0].text if found else "",
+      "checked": checked,
+      "continued": continued or checked,
+    }
     return {
       arm: Offer(lines_[line], ranked if first else items, typed)
       for arm, (first, line) in ARMS.items()
     }
 
-  def _checked(self, prefix: str, found) -> str:
-    """The first suggestion that passes."""
+  def _checked(self, prefix: str, *lists) -> list[str]:
+    """Of each list the first suggestion that passes; '' if none does."""
     e = self.place.example
     text = prefix + e.suffix
     with self.space.opened(self.place.file, text, len(prefix)) as document:
       if document is None:
-        return found[0].text if found else ""
+        return [found[0].text if found else "" for found in lists]
       check = document.checker(timeout=self.timeout)
-      return next((s.text for s in found if check(s.text).kept), "")
+      known = functools.cache(lambda line: check(line).kept)
+      return [
+        next((s.text for s in found if known(s.text)), "") for found in lists
+      ]
 
 
 def users(

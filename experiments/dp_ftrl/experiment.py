@@ -21,7 +21,7 @@ import optax
 
 from experiments.common import stages, study
 from experiments.dp_ftrl import mechanisms, record, report, settings, tasks
-from locojax.core import checks
+from locojax.core import checks, trees
 from locojax.data import cohorts, pipeline
 from locojax.methods import dp_ftrl
 from locojax.methods.dp_ftrl import participation
@@ -314,6 +314,33 @@ def fit(config, folder: pathlib.Path) -> Mapping[str, Any]:
   )
 
 
+def _tell_noise(config, name: str) -> None:
+  """Says how large the noise of a method is, and warns where it drowns all."""
+  task = tasks.make(config)
+  place = setting(config, _num_clients(config, task))
+  mechanism = _mechanism(config.method, place, config.rho)
+  if not mechanism.noise_multiplier:
+    return
+  found = dp_ftrl.noise_strength(
+    trees.num_params(jax.eval_shape(task.init, jax.random.key(0))),
+    noise_multiplier=mechanism.noise_multiplier,
+    num_clients=config.cohort_size,
+    num_rounds=config.num_rounds,
+    independent=mechanism.name in ("independent", "amplified"),
+  )
+  stages.say(
+    f"{name}: noise multiplier {mechanism.noise_multiplier:.3g}, "
+    f"{config.cohort_size} clients a round; noise over the largest update: "
+    f"{found.round:.3g} in a round, {found.run:.3g} over all rounds"
+  )
+  if found.run > 1:
+    stages.say(
+      f"warning: {name}: the noise is longer than all updates together can be "
+      "(above 1 over all rounds), so nothing can be learnt. Take more clients "
+      "a round (`cohort_size`), more rounds, a smaller model or a larger rho."
+    )
+
+
 def _score(result: Mapping[str, Any]) -> float:
   """Test loss; that of a run that diverged is infinite."""
   return result.get("values", {}).get("test/loss", math.inf)
@@ -324,6 +351,7 @@ def _point(made: study.Study, point: report.Point) -> None:
   folder = report.folder(made.workdir, made.config, point)
   config = stages.changed(made.config, **point._asdict())
   name = f"{point.method}, rho {point.rho:g}, norm {point.clip_norm:g}"
+  _tell_noise(config, name)
   scores = {}
   for rate in config.server_rates:
     one = stages.changed(config, server_rate=rate, seed=TUNING_SEED)

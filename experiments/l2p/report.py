@@ -136,7 +136,8 @@ def draw(config, workdir, stream, path: pathlib.Path) -> pathlib.Path:
       y_label="%",
     )
     data = {(m, 0): c for m, c in found.items()}
-    return curves.draw(data, list(found), [panel], path)
+    standing = curves.standing_out(data, list(found), ("l2p",))
+    return curves.draw(data, list(found), [panel], path, emphasis=standing)
   return _bars(config, workdir, stream, path)
 
 

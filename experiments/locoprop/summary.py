@@ -124,7 +124,12 @@ def _figure(config, workdir: pathlib.Path, path) -> pathlib.Path:
       if pairs:
         data[method, i] = curves.average(pairs)
   title = f"Deep autoencoder, {config.data.name}"
-  return curves.draw(data, list(config.methods), panels, path, title=title)
+  methods = list(config.methods)
+  ours = [m for m in methods if m.startswith("locoprop")]
+  standing = curves.standing_out(data, methods, ours, mode="min")
+  return curves.draw(
+    data, methods, panels, path, title=title, emphasis=standing
+  )
 
 
 def _series(run: runs.Run, x: str):

@@ -37,6 +37,39 @@ def flatten(tree: PyTree) -> dict[str, Any]:
   return out
 
 
+def children(tree: PyTree) -> dict[str, PyTree]:
+  """What stands right below a node, by the part of the path that it adds.
+
+  >>> children({"a": {"b": 1}, "c": [2, 3]})
+  {'a': {'b': 1}, 'c': [2, 3]}
+  """
+  below, _ = jax.tree_util.tree_flatten_with_path(
+    tree, is_leaf=lambda node: node is not tree
+  )
+  return {path_str(path): node for path, node in below if path}
+
+
+def subtree(tree: PyTree, path: str) -> PyTree:
+  """The part of a tree at a path of `flatten`, or at the head of one.
+
+  >>> subtree({"a": [{"b": 1}]}, "a/0")
+  {'b': 1}
+
+  Raises:
+    KeyError: there is nothing.
+  """
+  node = tree
+  while path:
+    found = children(node)
+    part = next(
+      (p for p in found if path == p or path.startswith(f"{p}/")), None
+    )
+    if part is None:
+      raise KeyError(path)
+    node, path = found[part], path[len(part) + 1 :]
+  return node
+
+
 def flatten_nested(trees_by_path: dict[str, PyTree]) -> dict[str, Any]:
   """Leaves by full path, of trees that stand at the given paths.
 

@@ -103,14 +103,16 @@ def completions(found: Any, lines: Lines, version: int) -> CompletionList:
   """A `CompletionList`, or an array of items, or null.
 
   Entries are in the order of editors: by `sortText` or else label. An engine
-  may give them in another order each time (buf).
+  may give them in another order each time (buf). One without a name is left
+  out: ty takes the attribute that is being typed for one.
   """
   whole = found if isinstance(found, dict) else {"items": found or ()}
   ordered = sorted(whole["items"], key=_rank)
   default = (whole.get("itemDefaults") or {}).get("editRange")
   places = _Places(lines)
+  made = (_item(i, places, default) for i in ordered)
   return CompletionList(
-    tuple(_item(i, places, default) for i in ordered),
+    tuple(item for item in made if item.name),
     version,
     bool(whole.get("isIncomplete")),
   )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -184,21 +185,91 @@ def draw(
   *,
   colours: Mapping[str, tuple[str, Any]] | None = None,
   title: str | None = None,
+  emphasis: Sequence[str] = (),
 ) -> pathlib.Path:
-  """Draws curves by (label, number of the panel); see `plot`."""
+  """Draws curves by (label, number of the panel).
+
+  Args:
+    data: see `averages`.
+    labels, panels, path, colours, title: see `plot`.
+    emphasis: labels that the figure is about. They alone are coloured and have
+      a band, the others are grey behind them, and the legend is in the order of
+      the last values in the first panel, the highest on top. None: all alike.
+
+  Returns:
+    `path`.
+
+  Raises:
+    ValueError: a label of `emphasis` that is none of `labels`.
+  """
   figure, grid = figures.axes(len(panels), margin=1.9)
   axes = grid[0]
-  colours = colours or colour_map(labels)
+  for label in emphasis:
+    names.one_of("emphasis", label, labels)
+  colours = dict(colours or colour_map(emphasis or labels))
   for i, (panel, ax) in enumerate(zip(panels, axes)):
     for label in labels:
-      if (label, i) in data:
-        style = names.lookup("label", label, dict(colours))
+      if (label, i) not in data:
+        continue
+      if emphasis and label not in emphasis:
+        _draw_behind(ax, data[label, i], label)
+      else:
+        style = names.lookup("label", label, colours)
         _draw_curve(ax, data[label, i], label, style)
     _decorate(ax, panel)
-  legend(figure, axes, labels)
+  legend(figure, axes, by_last_value(data, labels) if emphasis else labels)
   if title:
     figure.suptitle(title, fontsize=12)
   return figures.save(figure, path)
+
+
+def by_last_value(
+  data: Mapping[tuple[str, int], Curve], labels: Sequence[str]
+) -> list[str]:
+  """Labels by where their curves of the first panel end, the highest first."""
+
+  def last(label):
+    curve = data.get((label, 0))
+    end = math.nan if curve is None else float(curve.mean[-1])
+    return -math.inf if math.isnan(end) else end
+
+  return sorted(labels, key=last, reverse=True)
+
+
+def standing_out(
+  data: Mapping[tuple[str, int], Curve],
+  labels: Sequence[str],
+  ours: Sequence[str],
+  *,
+  mode: str = "max",
+  num_peers: int = 2,
+  most: int = 8,
+) -> list[str]:
+  """What a crowded figure emphasises: ours, and the best of the others.
+
+  Args:
+    data, labels: of `draw`.
+    ours: labels that the claim is about; those that are not there count not.
+    mode: whether the greatest (`max`) or least (`min`) last value is best.
+    num_peers: how many of the others.
+    most: up to so many labels nothing is emphasised.
+
+  Returns:
+    Labels for `draw(emphasis=)`.
+  """
+  names.one_of("mode", mode, ("min", "max"))
+  if len(labels) <= most:
+    return []
+  known = [label for label in labels if (label, 0) in data]
+  order = by_last_value(data, known)
+  order = order if mode == "max" else order[::-1]
+  peers = [label for label in order if label not in ours][:num_peers]
+  return [label for label in known if label in ours or label in peers]
+
+
+def _draw_behind(ax, curve: Curve, label: str) -> None:
+  """A thin grey curve without a band."""
+  ax.plot(curve.x, curve.mean, color="#b3b3b3", lw=1.0, label=label, zorder=1)
 
 
 def _draw_curve(ax, curve: Curve, label: str, style) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from locojax.core import class_masks, labels, metrics
-from locojax.methods import ciw, continual, minerva, smelu
+from locojax.methods import ciw, continual, minerva, smelu, spl
 from locojax.methods.smelu import accumulator, recommender
 
 N, K = 6, 3
@@ -18,6 +18,7 @@ KEY = jax.random.key(0)
 LOGITS = jax.random.normal(KEY, (N, K))
 PREDS = jax.nn.softmax(jax.random.normal(KEY, (2, N, K)))
 TWO = jax.nn.sigmoid(LOGITS[:, :2]).T
+TEMPERATURES = spl.init_data_parameters(num_classes=K)
 CONFIG = ciw.InstanceConfig(lam=0.5)
 CTR = recommender.CTRModel((4,), dim=2, hidden=(2,))
 PARAMS, _ = recommender.init(CTR, key=KEY)
@@ -95,6 +96,14 @@ MASKED = {
     lambda y, m: smelu.HistogramAUC.init(8).update(TWO[0], y, m).compute(),
   ),
   "clicks": (2, _ctr),
+  "two_heads": (
+    K,
+    lambda y, m: spl.two_head_loss(LOGITS, LOGITS, y, y, mask=m),
+  ),
+  "data_parameters": (
+    K,
+    lambda y, m: spl.data_parameter_loss(LOGITS, y, TEMPERATURES, mask=m),
+  ),
 }
 # Without a mask, example by example.
 EACH = {

@@ -142,6 +142,7 @@ def test_completions_of_any_form_are_ordered_as_in_an_editor():
     {"label": "b"},
     {"label": "abs", "sortText": "0", "textEdit": edit, "kind": 99},
     {"label": "•c", "insertText": "cc", "detail": "int"},
+    {"label": "", "sortText": " 0", "detail": "Any"},  # of ty, behind `self.`
   ]
   for form in (items, {"items": items[::-1], "isIncomplete": True}):
     found = wire.completions(form, lines, 7)

@@ -108,6 +108,16 @@ def test_several_norms_are_rows_and_a_figure(tmp_path):
     assert f.read(4) == b"\x89PNG"
 
 
+def test_noise_is_told_and_warned_about_before_training(capsys):
+  config = functools.partial(_config, classification, method="tree_honaker")
+  experiment._tell_noise(config(rho=1e4), "tree")
+  said = capsys.readouterr().out
+  assert "clients a round; noise over the largest update" in said
+  assert "warning" not in said
+  experiment._tell_noise(config(rho=1e-5), "tree")
+  assert "warning: tree: the noise is longer" in capsys.readouterr().out
+
+
 def test_every_mechanism_has_the_wanted_privacy():
   place = mechanisms.Participation(
     20, 2, 10, 0.1, 1e-5, num_clients=100, count_stddev=4.0

@@ -97,3 +97,25 @@ def test_plot_errors(groups, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
   with pytest.raises(ImportError, match=r"locojax\[plots\]"):
     curves.plot(groups, [curves.Panel("train/loss")], tmp_path / "a.png")
+
+
+def _flat(value):
+  x = np.arange(3.0)
+  return curves.Curve(x, *(np.full(3, value),) * 3)
+
+
+def test_a_crowded_figure_emphasises_ours_and_the_best(tmp_path):
+  labels = [f"m{i}" for i in range(10)]
+  data = {(name, 0): _flat(float(i)) for i, name in enumerate(labels)}
+  del data["m8", 0]
+  standing = curves.standing_out(data, labels, ("m2", "absent"))
+  assert standing == ["m2", "m7", "m9"]
+  least = curves.standing_out(data, labels, ("m2",), mode="min", num_peers=1)
+  assert least == ["m0", "m2"]
+  assert curves.standing_out(data, labels[:8], ("m2",)) == []
+  assert curves.by_last_value(data, labels)[::9] == ["m9", "m8"]
+  panel = curves.Panel(key="accuracy")
+  path = tmp_path / "a.png"
+  assert curves.draw(data, labels, [panel], path, emphasis=standing) == path
+  with pytest.raises(ValueError, match="emphasis"):
+    curves.draw(data, labels, [panel], path, emphasis=["m10"])

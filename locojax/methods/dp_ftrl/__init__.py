@@ -42,6 +42,7 @@ from locojax.methods.dp_ftrl.clipping import (
   split_noise_multiplier,
   update_norm,
 )
+from locojax.methods.dp_ftrl.examples import clipped_grad_sum
 from locojax.methods.dp_ftrl.keys import fingerprint as key_fingerprint
 from locojax.methods.dp_ftrl.keys import from_entropy as key_from_entropy
 from locojax.methods.dp_ftrl.ledger import PrivacyLedger
@@ -119,6 +120,7 @@ from locojax.methods.dp_ftrl.sensitivity import (
 from locojax.methods.dp_ftrl.sensitivity import (
   tree as tree_squared_sensitivity,
 )
+from locojax.methods.dp_ftrl.strength import Strength, noise_strength
 from locojax.methods.dp_ftrl.sums import RoundedAway
 from locojax.methods.dp_ftrl.tree import RestartPolicy
 
@@ -144,6 +146,7 @@ __all__ = [
   "RoundedAway",
   "ShuffledEpochs",
   "Strategy",
+  "Strength",
   "Trees",
   "add_matrix_noise",
   "add_tree_noise",
@@ -156,6 +159,7 @@ __all__ = [
   "check_rounds",
   "clip_norm_in_force",
   "clip_update",
+  "clipped_grad_sum",
   "cohort_hash",
   "dense",
   "dp_event",
@@ -179,6 +183,7 @@ __all__ = [
   "next_word_model",
   "noise_multiplier_for",
   "noise_states",
+  "noise_strength",
   "one_run_eps",
   "one_run_p_value",
   "pattern_squared_sensitivity",

@@ -13,26 +13,35 @@ import optax
 from flax import errors
 
 from locojax.core import checks, trees, types
-from locojax.methods.locoprop import chain, matching, taps, targets
-
-
-def _layer_of(path: str) -> tuple[str, str]:
-  head, _, tail = path.rpartition("/")
-  return head, tail
+from locojax.methods.locoprop import (
+  chain,
+  matching,
+  nnx_layers,
+  taps,
+  targets,
+)
 
 
 def find_layers(params: types.PyTree) -> tuple[str, ...]:
   """Paths of the subtrees that look like an affine layer.
 
-  These hold a `kernel` or an `embedding`, maybe a `bias`, and nothing else:
-  what all stock flax layers of `taps.LAYERS` make.
+  These hold nothing but a `kernel` or an `embedding`, as all stock flax layers
+  of `taps.LAYERS` make them, or a `weight` of two axes or more, as Equinox
+  names it; and maybe a `bias`.
   """
-  leaves: dict[str, set[str]] = {}
-  for path in trees.flatten(params):
-    head, tail = _layer_of(path)
-    leaves.setdefault(head, set()).add(tail)
-  shapes = ({"kernel"}, {"kernel", "bias"}, {"embedding"})
-  return tuple(head for head, names in leaves.items() if names in shapes)
+  leaves: dict[str, dict[str, Any]] = {}
+  for path, leaf in trees.flatten(params).items():
+    head, tail = nnx_layers.split_name(path)
+    leaves.setdefault(head, {})[tail] = leaf
+  return tuple(head for head, named in leaves.items() if _is_layer(named))
+
+
+def _is_layer(named: Mapping[str, Any]) -> bool:
+  """Whether leaves by name are those of an affine layer."""
+  names = set(named) - {"bias"}
+  if set(named) == {"embedding"} or names == {"kernel"}:
+    return True
+  return names == {"weight"} and len(jnp.shape(named["weight"])) > 1
 
 
 def in_layers(path: str, layers: Sequence[str]) -> bool:

@@ -16,8 +16,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from locojax.core import types
-from locojax.methods.locoprop import matching, rows, taps, targets
+from locojax.core import trees, types
+from locojax.methods.locoprop import (
+  matching,
+  nnx_layers,
+  rows,
+  taps,
+  targets,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -127,7 +133,7 @@ def gradient_change(
   stride = rows.stride(num, options.max_rows)
   if options.variant == "squared" and _use_gram(record, options):
     record = rows.in_dtype(record, dtype)
-    return GramChange(record_gram(record, stride, "bias" in params))
+    return GramChange(record_gram(record, stride, has_bias(params)))
   f = targets.response(transfer, options)
   make = functools.partial(
     RowsChange,
@@ -201,16 +207,29 @@ def record_gram(record, stride: int, bias: bool) -> jax.Array:
   return x.T @ x * weight
 
 
-def fold(tree) -> jax.Array:
+def has_bias(tree: types.PyTree) -> bool:
+  """Whether a dense layer of these parameters has a bias."""
+  return "bias" in _by_name(tree)
+
+
+def _by_name(tree: types.PyTree) -> dict[str, jax.Array]:
+  """A dense layer's `kernel` and `bias`, out of any tree that has them."""
+  leaves = trees.flatten(tree).items()
+  return {nnx_layers.split_name(path)[1]: leaf for path, leaf in leaves}
+
+
+def fold(tree: types.PyTree) -> jax.Array:
   """Kernel with the bias as its last row, `[I(+1), O]`, as `rows.cast`."""
-  tree = rows.cast(tree)
-  if "bias" not in tree:
-    return tree["kernel"]
-  return jnp.concatenate([tree["kernel"], tree["bias"][None]])
+  named = _by_name(rows.cast(tree))
+  if "bias" not in named:
+    return named["kernel"]
+  return jnp.concatenate([named["kernel"], named["bias"][None]])
 
 
-def unfold(matrix: jax.Array, like) -> dict[str, jax.Array]:
+def unfold(matrix: jax.Array, like: types.PyTree) -> types.PyTree:
   """The tree that `fold` made the matrix of."""
-  if "bias" not in like:
-    return {"kernel": matrix}
-  return {"kernel": matrix[:-1], "bias": matrix[-1]}
+  parts = {"kernel": matrix}
+  if has_bias(like):
+    parts = {"kernel": matrix[:-1], "bias": matrix[-1]}
+  name = lambda path: nnx_layers.split_name(path)[1]
+  return trees.map_with_path(lambda path, _: parts[name(path)], like)

@@ -103,7 +103,7 @@ def exact_delta(
   for record in map(rows.flatten, records):
     stride = rows.stride(record.preact.shape[0], options.max_rows)
     record = rows.in_dtype(record, dtype)
-    x, weight = changes.seen_inputs(record, stride, "bias" in grads)
+    x, weight = changes.seen_inputs(record, stride, changes.has_bias(grads))
     seen.append(x * weight**0.5)
   rhs = options.gamma * changes.fold(grads)
   rhs = rhs if shift is None else rhs + changes.fold(shift)

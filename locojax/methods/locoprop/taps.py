@@ -2,9 +2,10 @@
 
 `capture` turns a loss into a function that returns, besides loss and gradients,
 a tape of the layers whose pre-activation is affine in their parameters. Stock
-flax layers are seen through `nn.intercept_methods`; a zero perturbation added
-to their output makes the gradient at the pre-activation available to the same
-backward pass. A model made of plain functions names its layers with `tap`.
+linen layers are seen through `nn.intercept_methods`, those of NNX by
+`nnx_layers`; a zero perturbation added to their output makes the gradient at
+the pre-activation available to the same backward pass. A model made of plain
+functions, or of Equinox modules, names its layers with `tap`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from flax import linen as nn
 from flax.core import tracers
 
 from locojax.core import checks, trees, types
-from locojax.methods.locoprop import matching
+from locojax.methods.locoprop import matching, nnx_layers
 
 LAYERS = (
   nn.Dense,
@@ -132,11 +133,18 @@ class _ModuleAffine:
   module: nn.Module
 
   def __call__(self, params, *inputs):
-    token = _recorder.set(None)
-    try:
+    with _quiet():
       return self.module.apply({"params": params}, *inputs)
-    finally:
-      _recorder.reset(token)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Puts the tape away."""
+  token = _recorder.set(None)
+  try:
+    yield
+  finally:
+    _recorder.reset(token)
 
 
 def in_dtype(affine: Callable[..., jax.Array], dtype) -> Callable[..., Any]:
@@ -145,6 +153,8 @@ def in_dtype(affine: Callable[..., jax.Array], dtype) -> Callable[..., Any]:
   A stock layer with a `dtype` of its own computes in this one instead; any
   other function is taken to compute in what it is given.
   """
+  if isinstance(affine, nnx_layers.Affine):
+    return affine.in_dtype(jnp.dtype(dtype))
   if getattr(getattr(affine, "module", None), "dtype", None) is None:
     return affine
   return _ModuleAffine(affine.module.clone(dtype=jnp.dtype(dtype)))
@@ -210,8 +220,10 @@ _CHANGE_PARAMETERS = (nn.WeightNorm, nn.SpectralNorm)
 
 _LEAK = (
   "layer {!r} is not allowed on the tape: it stands inside nn.scan, nn.remat, "
-  "jit or another transformation that its values cannot leave. Unroll it, or "
-  "leave it out with `filter` (its parameters then take the fallback)."
+  "jax.vmap, jit or another transformation that its values cannot leave. "
+  "Unroll it (a layer under vmap over examples is to be called on the whole "
+  "batch, rows first), or leave it out with `filter` (its parameters then take "
+  "the fallback)."
 )
 
 
@@ -221,9 +233,13 @@ class _Recorder:
 
   perturbations: Mapping[str, jax.Array] | None
   keep: Callable[[str], bool]
+  params: types.PyTree
   seen: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
   unfit: dict[str, str] = dataclasses.field(default_factory=dict)
   trace: Any = dataclasses.field(default_factory=tracers.current_trace)
+
+  def __post_init__(self):
+    self.where = nnx_layers.paths(self.params) if nnx_layers.loaded() else {}
 
   def record(self, path, affine, kind, transfer, inputs, preact):
     """Notes the call; returns the pre-activation with its perturbation."""
@@ -293,7 +309,7 @@ def tap(
   return recorder.record(path, affine, kind, transfer, inputs, preact)
 
 
-def _kind(module: nn.Module) -> str:
+def _kind(module: Any) -> str:
   return type(module).__name__.lower()
 
 
@@ -315,9 +331,9 @@ def _recording(recorder: _Recorder, layers: tuple[type, ...]) -> Iterator[None]:
   def interceptor(next_fun, args, kwargs, context):
     module, method = context.module, context.method_name
     if _recorder.get() is recorder:
-      for path, why in _unfit(module, method, layers).items():
+      for path, why in _unfit(module, method, linen).items():
         recorder.unfit.setdefault(path, why)
-    seen = method == "__call__" and isinstance(module, layers)
+    seen = method == "__call__" and isinstance(module, linen)
     if not seen or _recorder.get() is not recorder:
       return next_fun(*args, **kwargs)
     if kwargs:
@@ -327,12 +343,47 @@ def _recording(recorder: _Recorder, layers: tuple[type, ...]) -> Iterator[None]:
     affine = _stock_affine(module)
     return recorder.record(path, affine, _kind(module), None, args, preact)
 
+  linen = tuple(t for t in layers if not nnx_layers.is_module(t))
+  others = tuple(t for t in layers if nnx_layers.is_module(t))
   token = _recorder.set(recorder)
   try:
-    with nn.intercept_methods(interceptor):
+    with (
+      nn.intercept_methods(interceptor),
+      nnx_layers.calls_seen(others, _call_of_nnx, _use_of_nnx),
+    ):
       yield
   finally:
     _recorder.reset(token)
+
+
+def _found(layer: Any) -> tuple[_Recorder, str, nnx_layers.Affine] | None:
+  """What the tape needs to know of an NNX layer, if it is to be on it."""
+  recorder = _recorder.get()
+  if recorder is None:
+    return None
+  found = nnx_layers.found(layer, recorder.where, _quiet)
+  return None if found is None else (recorder, *found)
+
+
+def _call_of_nnx(original, layer, *args, **kwargs):
+  found = _found(layer)
+  if found is None:
+    return original(layer, *args, **kwargs)
+  recorder, path, affine = found
+  with _quiet():
+    preact = original(layer, *args, **kwargs)
+  kind = _kind(layer)
+  kind = "dense" if kind == "linear" else kind
+  args = (*args, *kwargs.values())
+  return recorder.record(path, affine, kind, None, args, preact)
+
+
+def _use_of_nnx(layer, method) -> None:
+  found = _found(layer)
+  if found is not None:
+    recorder, path, _ = found
+    why = f"its parameters are used by its method {method!r} as well"
+    recorder.unfit.setdefault(path, why)
 
 
 def _run(loss_fn, recorder, layers, args):
@@ -356,15 +407,18 @@ def _from_host(path: str, x):
 def capture(
   loss_fn: types.LossFn,
   *,
-  layers: tuple[type, ...] = LAYERS,
+  layers: tuple[type, ...] | None = None,
   filter: Callable[[str], bool] | None = None,
 ) -> Callable[..., Any]:
   """A loss that also returns its gradient and its tape.
 
   Args:
     loss_fn: `(params, model_state, batch, key) -> (loss, (metrics,
-      model_state))`, with stock flax layers inside, or `tap`s, or both.
-    layers: module types to capture. Each must be affine in its parameters.
+      model_state))`, with stock flax layers (linen or NNX) inside, or `tap`s,
+      or both. NNX layers are known by their arrays, which must be the leaves
+      of `params`, as `nnx.merge(graphdef, params)` leaves them.
+    layers: module types to capture, of linen or NNX; None for all of `LAYERS`
+      and those of NNX by the same names. Each must be affine in its parameters.
     filter: which paths to capture; all by default.
 
   Returns:
@@ -377,30 +431,32 @@ def capture(
       transformation (`nn.scan`, `nn.remat`) that hides its values, or the
       batch has integers of the host that JAX would wrap.
   """
-  layers = tuple(layers)
   keep = filter or (lambda path: True)
 
   def captured(params, model_state, batch, key):
     batch = trees.map_with_path(_from_host, batch)
     args = (params, model_state, batch, key)
     seen, unfit = {}, {}
+    wanted = LAYERS + nnx_layers.stock() if layers is None else tuple(layers)
 
     def probe(*args):
-      recorder = _Recorder(None, keep, seen, unfit)
-      return _run(loss_fn, recorder, layers, args)
+      recorder = _Recorder(None, keep, args[0], seen, unfit)
+      return _run(loss_fn, recorder, wanted, args)
 
     _, (_, shapes) = jax.eval_shape(probe, *args)
     if not shapes:
       raise ValueError(
         "locoprop captured no layer: the loss calls none of "
-        f"{[t.__name__ for t in layers]} and has no tap, or `filter` drops all."
+        f"{[t.__name__ for t in wanted]} with leaves of the parameters and has "
+        "no tap, or `filter` drops all. Layers of Equinox and plain functions "
+        "are named by `locoprop.tap`."
       )
     zeros = {n: jnp.zeros(a.shape, a.dtype) for n, (_, a) in shapes.items()}
 
     def perturbed(params, zeros):
-      recorder = _Recorder(zeros, keep)
+      recorder = _Recorder(zeros, keep, params)
       args = (params, model_state, batch, key)
-      return _run(loss_fn, recorder, layers, args)
+      return _run(loss_fn, recorder, wanted, args)
 
     (loss, (aux, arrays)), (grads, preact_grads) = jax.value_and_grad(
       perturbed, argnums=(0, 1), has_aux=True
@@ -435,17 +491,15 @@ def layer_paths(loss_fn: types.LossFn, *args, **capture_options):
 
 
 def subtree(params: types.PyTree, path: str) -> types.PyTree:
-  """The parameters of the layer at `path`.
+  """The parameters of the layer at `path`, in a tree of any containers.
 
   Raises:
     ValueError: there is no such path.
   """
-  node = params
-  for part in path.split("/") if path else ():
-    if not isinstance(node, Mapping) or part not in node:
-      raise ValueError(
-        f"layer path {path!r} is not in the parameters, whose leaves are "
-        f"{list(trees.flatten(params))}."
-      )
-    node = node[part]
-  return node
+  try:
+    return trees.subtree(params, path)
+  except KeyError as error:
+    raise ValueError(
+      f"layer path {path!r} is not in the parameters, whose leaves are "
+      f"{list(trees.flatten(params))}."
+    ) from error

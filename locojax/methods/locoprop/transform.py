@@ -421,7 +421,7 @@ def make_step(
   loss_fn: types.LossFn,
   tx: optax.GradientTransformation,
   *,
-  layers: tuple[type, ...] = taps.LAYERS,
+  layers: tuple[type, ...] | None = None,
   filter: Callable[[str], bool] | None = None,
   row_mask: Callable[[types.Batch], jax.Array] | None = None,
 ) -> types.StepFn:
