@@ -15,6 +15,7 @@ size. Needs PyAV (extra `video`).
 
 from __future__ import annotations
 
+import array
 import collections
 import itertools
 import os
@@ -64,8 +65,10 @@ class _Reader:
 
     self._index = index
     self._scaler = VideoReformatter()
-    self._rank = np.full(int(index.packets.max()) + 1, -1, np.int64)
-    self._rank[index.packets] = np.arange(len(index))
+    rank = np.full(int(index.packets.max()) + 1, -1, np.int64)
+    rank[index.packets] = np.arange(len(index))
+    # Read one by one, as Python's integers.
+    self._rank = array.array("q", rank.tobytes())
     order = np.argsort(index.key_frames, kind="stable")
     self._key_order, self._key_frames = order, index.key_frames[order]
     self._container = None
@@ -82,6 +85,7 @@ class _Reader:
     self._container, self._stream = opened
     self._context = self._stream.codec_context
     self._flow: Iterator | None = None
+    self._skipping = False
 
   def close(self) -> None:
     if self._container is not None:
@@ -89,25 +93,27 @@ class _Reader:
 
   # Where to begin.
 
-  def _key_of(self, frame: int) -> int:
-    """The key packet to decode a frame from; -1 for the start of the file."""
-    at = int(np.searchsorted(self._key_frames, frame, side="right")) - 1
-    return int(self._key_order[at]) if at >= 0 else -1
+  def _keys_of(self, frames: np.ndarray) -> np.ndarray:
+    """The key to decode each frame from; -1 for the start of the file."""
+    at = np.searchsorted(self._key_frames, frames, side="right") - 1
+    return np.where(at >= 0, self._key_order[at], -1)
 
   def _key_packet(self, key: int) -> int:
     return int(self._index.key_packets[key]) if key >= 0 else 0
 
   def _runs(self, frames: np.ndarray) -> list[tuple[int, list[int]]]:
     """Frames by the key packet from which they are decoded in one go."""
+    keys = self._keys_of(frames)
+    begins = np.where(keys >= 0, self._index.key_packets[keys], 0)
+    packets = self._index.packets[frames].tolist()
     runs: list[tuple[int, list[int]]] = []
     reached = -1
-    for frame in frames.tolist():
-      key = self._key_of(frame)
-      if not runs or self._key_packet(key) > reached + _NEAR:
-        runs.append((key, []))
+    for i, frame in enumerate(frames.tolist()):
+      if not runs or begins[i] > reached + _NEAR:
+        runs.append((int(keys[i]), []))
         reached = -1
       runs[-1][1].append(frame)
-      reached = max(reached, int(self._index.packets[frame]))
+      reached = max(reached, packets[i])
     return runs
 
   def _targets(self, key: int) -> list[int]:
@@ -132,26 +138,24 @@ class _Reader:
 
   def _from_start(self) -> Iterator:
     self._open()
-    return video_index.numbered(self._container, self._stream)
+    return video_index.numbered(self._container.demux(self._stream))
 
   def _find(self, key: int) -> Iterator | None:
     """The packets from the key packet on, if a seek ended before it."""
     wanted = tuple(self._index.key_marks[key].tolist())
-    number = self._key_packet(key)
-    flow = video_index.numbered(self._container, self._stream, number)
-    for at, packet in flow:
+    packets = self._container.demux(self._stream)
+    for packet in packets:
       mark = video_index.mark_of(packet)
-      if at is None or _is_beyond(mark, wanted, packet.is_keyframe):
-        return None
       if packet.is_keyframe and _is_same(mark, wanted):
-        numbers = itertools.count(number)
-        rest = ((None if a is None else next(numbers), p) for a, p in flow)
-        return itertools.chain([(next(numbers), packet)], rest)
+        rest = itertools.chain([packet], packets)
+        return video_index.numbered(rest, self._key_packet(key))
+      if not packet.size or _is_beyond(mark, wanted, packet.is_keyframe):
+        return None
     return None
 
   # Decoding.
 
-  def read(self, frames: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+  def read(self, frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Frames `[n, *size, 3]`, each number once and rising."""
     out = np.empty((len(frames), *size, 3), np.uint8)
     place = {int(frame): i for i, frame in enumerate(frames)}
@@ -159,7 +163,7 @@ class _Reader:
     def take(number: int, frame: Any) -> None:
       out[place[number]] = self._pixels(frame, size)
 
-    for key, run in self._runs(np.asarray(frames)):
+    for key, run in self._runs(frames):
       self._read_run(key, run, take)
     return out
 
@@ -209,18 +213,20 @@ class _Reader:
     self._ahead = {}
     while True:
       for frame in came:
-        found = left.pop(frame.pts, None)
+        number = frame.pts
+        found = left.pop(number, None)
         if found in wanted:
           take(found, frame)
-        if self._rank_of(frame.pts) > run[-1]:
-          self._ahead[frame.pts] = frame
+        if self._rank_of(number) > run[-1]:
+          self._ahead[number] = frame
       if not left:
         self._done = run[-1]
         return
       number, packet = next(self._flow, (None, None))
       if packet is None or self._reached > last:
         break
-      self._context.skip_frame = self._skips(number, left, run[-1], skip)
+      skips = skip and self._may_skip(number, left, run[-1])
+      self._set_skipping(skips)
       came = self._decoded(number, packet)
     missing = min(left.values())
     self._flow = None
@@ -231,16 +237,21 @@ class _Reader:
     return f"frame {frame}, at {seconds:.3f} s, {what}"
 
   def _rank_of(self, number: int) -> int:
-    return int(self._rank[number]) if number < len(self._rank) else -1
+    return self._rank[number] if number < len(self._rank) else -1
 
-  def _skips(self, number, left, last: int, skip: bool) -> str:
-    """Which frames the decoder may leave out in this packet.
+  def _may_skip(self, number: int | None, left: dict, last: int) -> bool:
+    """Whether the decoder may leave this packet out if nothing depends on it.
 
     What shows after the run is decoded in full, so that reading can go on.
     """
-    if not skip or number is None or number in left:
-      return "DEFAULT"
-    return "NONREF" if 0 <= self._rank_of(number) < last else "DEFAULT"
+    if number is None or number in left or number >= len(self._rank):
+      return False
+    return 0 <= self._rank[number] < last
+
+  def _set_skipping(self, skips: bool) -> None:
+    if skips != self._skipping:
+      self._context.skip_frame = "NONREF" if skips else "DEFAULT"
+      self._skipping = skips
 
   def _decoded(self, number: int | None, packet: Any) -> list[Any]:
     """The frames that a packet brings."""
@@ -255,11 +266,12 @@ class _Reader:
         ) from error
       return []
     for frame in found:
-      rank = self._rank_of(frame.pts)
-      if frame.is_corrupt and rank >= self._sound:
+      if frame.is_corrupt and self._rank_of(frame.pts) >= self._sound:
         self._flow = None
+        rank = self._rank_of(frame.pts)
         raise _MissingError(self._told(rank, "is damaged"))
-    self._reached = self._reached if number is None else number
+    if number is not None:
+      self._reached = number
     return found
 
   def _pixels(self, frame: Any, size: tuple[int, int]) -> np.ndarray:
@@ -304,6 +316,13 @@ def _reader(index: video_index.VideoIndex) -> _Reader:
     readers[key] = _Reader(index)
   readers.move_to_end(key)
   return readers[key]
+
+
+def close_all() -> None:
+  """Closes the files that this thread holds open; reading opens them again."""
+  readers = _open.__dict__.setdefault("readers", collections.OrderedDict())
+  while readers:
+    readers.popitem()[1].close()
 
 
 class FileVideo:
@@ -351,8 +370,11 @@ class FileVideo:
       self.height, self.width, short_side=short_side, size=size
     )
     rows = video_types.check_indices(self.name, indices, len(self))
+    reader = _reader(self.index)
+    if np.all(np.diff(rows) > 0):
+      return reader.read(rows, wanted)
     unique, back = np.unique(rows, return_inverse=True)
-    return _reader(self.index).read(unique, wanted)[back]
+    return reader.read(unique, wanted)[back]
 
 
 def open_file(path: str | os.PathLike, *, how: str = "auto") -> FileVideo:

@@ -18,7 +18,7 @@ import fractions
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -146,8 +146,7 @@ def _video_stream(container: Any, path: pathlib.Path) -> Any:
 
 def mark_of(packet: Any) -> tuple[int, int, int, int]:
   """Pts, dts, place and bytes of a packet; `NONE` stands for none."""
-  values = (packet.pts, packet.dts, packet.pos, packet.size)
-  return tuple(NONE if v is None else int(v) for v in values)
+  return tuple(_filled((packet.pts, packet.dts, packet.pos, packet.size), NONE))
 
 
 @dataclasses.dataclass
@@ -174,10 +173,16 @@ def _scan(path: str, *, everything: bool) -> tuple[_Scan, Any]:
   with container:
     context = stream.codec_context
     try:
-      for number, packet in numbered(container, stream):
+      for number, packet in numbered(container.demux(stream)):
         if number is not None:
-          flags = (packet.is_keyframe, packet.is_discard or packet.is_corrupt)
-          rows.append((mark_of(packet), packet.duration or 0, *flags))
+          rows.append(
+            (
+              *(packet.pts, packet.dts, packet.pos, packet.size),
+              packet.duration,
+              packet.is_keyframe,
+              packet.is_discard or packet.is_corrupt,
+            )
+          )
         if everything or first is None:
           found = _whole_frames(context, number, packet)
           first = first or (found[0] if found else None)
@@ -187,10 +192,10 @@ def _scan(path: str, *, everything: bool) -> tuple[_Scan, Any]:
     facts = _facts(container, stream)
   if not rows or first is None:
     raise unreadable(path, "no frame can be decoded")
-  marks, durations, keys, hidden = zip(*rows)
+  *marks, durations, keys, hidden = zip(*rows)
   scan = _Scan(
-    marks=np.array(marks, np.int64),
-    durations=np.array(durations, np.int64),
+    marks=np.array([_filled(column, NONE) for column in marks], np.int64).T,
+    durations=np.array(_filled(durations, 0), np.int64),
     keys=np.array(keys, bool),
     shown=~np.array(hidden, bool),
     first=first,
@@ -199,19 +204,21 @@ def _scan(path: str, *, everything: bool) -> tuple[_Scan, Any]:
   return scan, facts
 
 
+def _filled(values: Iterable[int | None], missing: int) -> list[int]:
+  return [missing if v is None else v for v in values]
+
+
 def numbered(
-  container: Any, stream: Any, first: int = 0
+  packets: Iterable[Any], first: int = 0
 ) -> Iterator[tuple[int | None, Any]]:
   """Packets with their numbers from `first` on; at the end (None, flush).
 
   The flush brings the frames that a decoder still holds. A packet without
   content inside a file is a frame that was left out there, and no flush.
   """
-  number = first
-  for packet in container.demux(stream):
-    is_flush = packet.pts is None and packet.dts is None and not packet.size
+  for number, packet in enumerate(packets, first):
+    is_flush = not packet.size and packet.pts is None and packet.dts is None
     yield (None if is_flush else number), packet
-    number += 1
 
 
 def decode(context: Any, number: int | None, packet: Any) -> list[Any]:

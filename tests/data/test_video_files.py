@@ -465,3 +465,18 @@ def test_real_videos_give_what_a_whole_decoding_gives(path):
     found = video.frames(wanted, size=size)
     np.testing.assert_array_equal(found, np.stack(whole[start : start + 16]))
   assert len(video) >= len(whole) and np.all(np.diff(video.times) > 0)
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_many_clips(written):
+  """Other files all the time, with what they hold let go of."""
+  keys = ["h264", "vp9", "mpeg4", "hevc", "h264 transport", "h264 avi"]
+  paths = [written(key)[0] for key in keys]
+  rng, held = np.random.default_rng(0), []
+  for i in range(3000):
+    video = video_files.open_file(paths[rng.integers(len(paths))])
+    video.frames(int(rng.integers(0, NUM - 16)) + np.arange(16))
+    if i % 500 == 499:
+      pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+      held.append(pages * 4096 / 1e6)
+  assert held[-1] - held[1] < 8  # MB

@@ -1,0 +1,1 @@
+"""Sub-pseudo labels on weakly labelled clips and images."""
