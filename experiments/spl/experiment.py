@@ -12,6 +12,7 @@ The folder of a seed has `teacher`, and for every number of clips a video
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import pathlib
@@ -97,6 +98,13 @@ def _key(config, *words: Any) -> jax.Array:
   return jax.random.fold_in(jax.random.key(config.seed), number)
 
 
+def _once(path: pathlib.Path, make: Callable[[], None]) -> None:
+  """A file is made by the first process if it is not there; all wait for it."""
+  if distributed.is_main() and not path.exists():
+    make()
+  distributed.sync(path.name)
+
+
 class Line:
   """All runs of one seed.
 
@@ -166,18 +174,13 @@ class Line:
   def _predictions(self, per_video: int) -> methods.Predictions:
     """What the teacher says of the weak clips; told once, and kept."""
     path = report.clips_folder(self._root, per_video) / _PREDICTIONS
-    if not path.exists():
+
+    def make():
       found = self._predict(per_video)
-      if distributed.is_main():
-        files.write_arrays(
-          path,
-          probs=found.probs,
-          label=found.label,
-          embeddings=found.embeddings,
-        )
-      distributed.sync("predictions")
-    kept = files.read_arrays(path)
-    return methods.Predictions(kept["probs"], kept["label"], kept["embeddings"])
+      files.write_arrays(path, **dataclasses.asdict(found))
+
+    _once(path, make)
+    return methods.Predictions(**files.read_arrays(path))
 
   def _predict(self, per_video: int) -> methods.Predictions:
     config = self._config
@@ -198,13 +201,13 @@ class Line:
     weak = sets.load(config, per_video).weak.label
     weak, teacher = methods.given(method, weak, found, config.seed)
     path = report.folder(self._root, per_video, name) / report.SPACE
-    if not path.exists():
-      made = methods.build_space(
-        method, weak, teacher, found, config.space.to_dict()
-      )
-      if distributed.is_main():
-        files.write_text(path, made.to_json() + "\n")
-      distributed.sync("label space")
+
+    def make():
+      own = config.space.to_dict()
+      made = methods.build_space(method, weak, teacher, found, own)
+      files.write_text(path, made.to_json() + "\n")
+
+    _once(path, make)
     num = found.probs.shape[1]
     text = path.read_text(encoding="utf-8")
     space = spl.LabelSpace.from_json(text, num_weak=num, num_teacher=num)
@@ -242,22 +245,22 @@ class Line:
 
   def _measure(self, root, data, labels, found, variables) -> None:
     path = root / report.MEASURED
-    if path.exists():
-      files.read_json(path)
-      return
-    net = networks.make(self._config, labels.num_outputs)
-    predict = measure.predictor(net)
-    sides = [
-      predict(variables, phases.ordered(self._config, part))[1]
-      for part in (data.train, data.test)
-    ]
-    told = measure.of_labels(data.weak, found, labels)
-    told["probe"] = measure.linear_probe(
-      sides[0], data.train.label, sides[1], data.test
-    )
-    if distributed.is_main():
+
+    def make():
+      net = networks.make(self._config, labels.num_outputs)
+      predict = measure.predictor(net)
+      sides = [
+        predict(variables, phases.ordered(self._config, part))[1]
+        for part in (data.train, data.test)
+      ]
+      told = measure.of_labels(data.weak, found, labels)
+      told["probe"] = measure.linear_probe(
+        sides[0], data.train.label, sides[1], data.test
+      )
       files.write_json(path, told)
-    distributed.sync("measured")
+
+    _once(path, make)
+    files.read_json(path, remedy="remove it, to measure again")
 
   def _without_weak_clips(self, name: str) -> None:
     method, _ = methods.parse(name)
