@@ -94,15 +94,20 @@ def _centre(example, size: int):
 def batches_of(
   config, part: sets.Part, columns: Mapping[str, np.ndarray]
 ) -> Callable:
-  """`start -> iterator` of shuffled batches of clips with columns."""
+  """`start -> iterator` of shuffled batches of clips with columns.
+
+  A batch that an epoch cannot fill goes on with the next one: of few clips,
+  that a label space may leave, batches are as large as of many.
+  """
   augment = Augment(
     config.augment.to_dict(),
     config.data.size,
     clips=config.data.name in sets.VIDEOS,
   )
   shared = {
-    "batch_size": min(config.batch_size, len(part)),
+    "batch_size": config.batch_size,
     "seed": config.seed,
+    "remainder": "carry",
     "random_map": augment if augment.does_something else None,
     "process_index": jax.process_index(),
     "process_count": jax.process_count(),
@@ -244,12 +249,13 @@ class Run:
   columns: Mapping[str, np.ndarray]
   evaluated: Mapping[str, sets.Part] = dataclasses.field(default_factory=dict)
 
-  def key(self, rows: int) -> tuple:
+  @property
+  def key(self) -> tuple:
     """Equal for runs that differ in their clips and labels alone."""
     task = self.task
     settings = tuple(sorted(task.settings.items()))
     count = task.num_clips if task.loss == "data_parameters" else 0
-    return (task.net, task.loss, settings, count, self.num_steps, rows)
+    return (task.net, task.loss, settings, count, self.num_steps)
 
 
 def experiment_of(
@@ -263,29 +269,21 @@ def experiment_of(
     kept: experiments that were made before, whose compiled programs serve
       runs that differ in clips and labels alone; this one joins them.
   """
-  rows = min(config.batch_size, len(run.part))
   kept = {} if kept is None else kept
-  key = run.key(rows)
-  if key not in kept:
-    kept[key] = _with_evals(config, run, rows)
+  if run.key not in kept:
+    kept[run.key] = _with_evals(config, run)
   batches = batches_of(config, run.part, run.columns)
-  return dataclasses.replace(kept[key], batches=batches)
+  return dataclasses.replace(kept[run.key], batches=batches)
 
 
-def _with_evals(config, run: Run, rows: int) -> Experiment:
+def _with_evals(config, run: Run) -> Experiment:
   made = make(config, run.task, run.num_steps)
-  shapes = {
-    name: jax.ShapeDtypeStruct((rows, *s.shape[1:]), s.dtype)
-    for name, s in made.batch_shapes.items()
-  }
   tell, evals = measure.evaluation(run.task.net), {}
   for name, part in run.evaluated.items():
     each = functools.partial(ordered, config, part)
     one = functools.partial(tell, part, each)
     evals[name] = experiment.Eval(run.num_steps, one)
-  return dataclasses.replace(
-    made, batch_shapes=shapes, examples_per_step=rows, evals=evals
-  )
+  return dataclasses.replace(made, evals=evals)
 
 
 def num_steps(config, settings, num: int) -> int:

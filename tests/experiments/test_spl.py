@@ -296,13 +296,14 @@ def test_a_study_resumes_in_the_same_bits(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_study_of_clips(tmp_path):
-  names = ("images", "weak", "weak_ciw", "data_parameters", "distillation")
+  names = ("images", "weak_ciw", "data_parameters", "distillation")
   names = (*names, "spl_raw", "agreement@epochs")
-  config = _config(methods=names, seeds=(0, 1), clips_per_video=(1, 2))
+  config = _config(methods=names, clips_per_video=(1, 2))
   out = experiment.run(config, str(tmp_path))
-  assert len(out["rows"]) == 1 + 2 * 6
+  assert len(out["rows"]) == 1 + 2 * 5
   assert [r["clips"] for r in out["rows"][:3]] == [None, 1, 2]
-  assert all(len(r["accuracy"]) == 2 for r in out["rows"])
+  last = out["rows"][-1]  # as many passes over fewer clips, 2 at least
+  assert last["updates"][0] <= out["rows"][-3]["updates"][0]
   names = {pathlib.Path(p).name for p in out["pictures"]}
   assert names == {"grad_cam.png", "grad_cam_0.gif", "grad_cam_1.gif"}
 

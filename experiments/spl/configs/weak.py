@@ -10,8 +10,8 @@ predictions.
 
 Variants: tiny (drawn videos in memory) and tiny_images (digits of
 scikit-learn; both seconds, no data), cpu (drawn videos written as MP4 and WebM
-and read back), scaling (the same, clips a video 1 to 8), images (CIFAR-10 with
-labels of human annotators as weak ones), folder (your own videos; set
+and read back), scaling (the same, 1, 2 and 4 clips a video), images (CIFAR-10
+with labels of human annotators as weak ones), folder (your own videos; set
 `--config.data.path`), gpu, and for `--mode=check` paper (3D ResNet-50, clips of
 64 x 224 x 224, 40,000 pairs).
 """
@@ -37,7 +37,7 @@ _DATA = {
   "validation": 0.25,  # of the clean clips of each class
   "num_classes": 12,
   "num_videos": 240,
-  "train_per_class": 12,
+  "train_per_class": 16,
   "test_per_class": 50,
   "right": 0.5,  # share of spans that show what was queried
   "context": 0.5,  # strength of the query's texture
@@ -173,8 +173,11 @@ def _cpu(config):
 
 
 def _scaling(config):
-  config.clips_per_video = (1, 2, 4, 8)
-  config.methods = ("weak", "teacher", "agreement", "spl_b", "spl_top_k")
+  config.clips_per_video = (1, 2, 4)
+  config.methods = (
+    *("scratch", "weak", "teacher", "agreement"),
+    *("two_heads", "spl_b", "spl_top_k"),
+  )
   config.pictures = 0
 
 
