@@ -197,13 +197,13 @@ def draw_spaces(
 
   Pairs of one colour are one class; pale ones are dropped.
   """
-  figure, grid = figures.axes(len(found) + 1, width=3.1, height=3.9)
+  figure, grid = figures.axes(len(found) + 1, width=3.1, height=4.2)
   first = next(iter(found.values()))
   share = first.confusion / np.maximum(
     first.confusion.sum(axis=1, keepdims=True), 1
   )
   ax = grid[0][0]
-  ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+  ax.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
   ax.set_title("clips\n(colour: share of the row)", fontsize=9)
   if len(classes) <= _NUMBERED:
     for (w, t), count in np.ndenumerate(first.confusion):
@@ -211,7 +211,7 @@ def draw_spaces(
       ax.text(t, w, count, ha="center", va="center", color=colour, fontsize=6)
   _ticks(ax, classes)
   for ax, (name, space) in zip(grid[0][1:], found.items()):
-    ax.imshow(_coloured(space), interpolation="nearest")
+    ax.imshow(_coloured(space), interpolation="nearest", aspect="auto")
     used = int((space.counts > 0).sum())
     title = f"{name}\n{space.num_classes} classes, {used} with clips"
     ax.set_title(title, fontsize=9)
