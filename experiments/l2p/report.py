@@ -133,6 +133,7 @@ def draw(config, workdir, stream, path: pathlib.Path) -> pathlib.Path:
       key="accuracy",
       title="accuracy on the tasks so far",
       x_label="tasks learned",
+      x_whole=True,
       y_label="%",
     )
     data = {(m, 0): c for m, c in found.items()}

@@ -94,6 +94,7 @@ class Panel:
     y_limits: (low, high), either None; keeps early values from flattening the
       rest.
     x_limits: the same for x.
+    x_whole: whether x counts something, so that its ticks are whole numbers.
   """
 
   key: str
@@ -105,6 +106,7 @@ class Panel:
   y_log: bool = False
   y_limits: tuple[float | None, float | None] = (None, None)
   x_limits: tuple[float | None, float | None] = (None, None)
+  x_whole: bool = False
 
 
 def _has(run: runs_lib.Run, key: str) -> bool:
@@ -294,6 +296,8 @@ def _decorate(ax, panel: Panel) -> None:
   if panel.y_log:
     ax.set_yscale("log")
     _plain_ticks(ax.yaxis)
+  if panel.x_whole:
+    ax.xaxis.get_major_locator().set_params(integer=True)
   ax.set_xlim(*panel.x_limits)
   ax.set_ylim(*panel.y_limits)
   figures.plain(ax)

@@ -92,11 +92,12 @@ def test_only_the_page_and_who_has_its_token_are_served(served, tmp_path):
   asyncio.run(no_token())
 
 
-@pytest.mark.slow
 @pytest.mark.monaco
 @pytest.mark.browser("websockets", "pygls")
 def test_ghost_text_is_accepted_and_the_list_is_ranked(served, browser_page):
   view = browser_page
+  # A page on a busy machine: what it puts off until it is idle never comes.
+  view.add_init_script("window.requestIdleCallback = () => 0")
   view.goto(served.address)
   view.wait_for_function("window.codeEditor?.hasTextFocus()")
   value = lambda: view.evaluate("window.codeEditor.getValue()")
@@ -115,10 +116,11 @@ def test_ghost_text_is_accepted_and_the_list_is_ranked(served, browser_page):
   view.locator(".suggest-widget.visible .monaco-list-row").nth(2).wait_for()
   rows = view.locator(".suggest-widget.visible .monaco-list-row .label-name")
   assert rows.all_inner_texts() == ["append", "apply", "abs"]
-  # The focused item goes on as ghost text.
+  # The focused item goes on as ghost text: `append(value)`, if that was known
+  # before the list was open, otherwise `append(value, 1)`.
   view.wait_for_function(
     "[...document.querySelectorAll('.view-line')].some("
-    "l => l.textContent.includes('items.append(value,'))"
+    "l => l.textContent.includes('items.append(value'))"
   )
   shot(view, "list")
   view.keyboard.press("Enter")

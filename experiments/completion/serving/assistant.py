@@ -220,26 +220,23 @@ class Assistant:
     known = [t for t in known if self._is_long(t)]
     if known:
       return known
+    backend = self.backends.of(text)
+    if backend is not None:
+      backend.expect(text)
     if automatic:
       await asyncio.sleep(self.settings.debounce_ms / 1e3)
     ask = self._pool.submit(self._lines, text, offset, item)
     found = await asyncio.wrap_future(ask)
-    kept = await self._checked(text, offset, found)
+    kept = found
+    if backend is not None and found:
+      kept = await self._checked(backend, text, offset, found)
     self.live.put(*place, [t[len(rest) :] for t in kept])
     return kept
 
   async def _checked(
-    self, text: Text, offset: int, found: Sequence[str]
-  ) -> list[str]:
-    """Those that bring no error in; all of them where no engine looks."""
-    backend = self.backends.of(text)
-    if backend is None or not found:
-      return list(found)
-    return await self._asked_of(backend, text, offset, found)
-
-  async def _asked_of(
     self, backend: Backend, text: Text, offset: int, found: Sequence[str]
   ) -> list[str]:
+    """Those that bring no error in."""
     wanted = [True]
     ask = backend.check(
       text,

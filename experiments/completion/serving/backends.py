@@ -13,7 +13,7 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 from experiments.completion.serving import texts
@@ -23,6 +23,7 @@ from locojax.methods import completion
 
 _log = logging.getLogger(__name__)
 _RESTART_SECONDS = 1.0  # between two starts of an engine that ends
+_NOTHING = ("", "", None)
 
 
 class Backend:
@@ -47,6 +48,7 @@ class Backend:
     self._language, self._root, self._start = language, root, start
     self._engine: engines.Engine | None = None
     self._open: set[str] = set()
+    self._before: tuple[str, str, Any] = _NOTHING
     self._tried = -float("inf")
     self.missing = ""
     self._pool = concurrent.futures.ThreadPoolExecutor(1, f"{language}-asker")
@@ -61,6 +63,29 @@ class Backend:
     return self._pool.submit(
       self._asked, text, lambda engine: engine.complete(text.uri, place)
     )
+
+  def expect(self, text: Text) -> None:
+    """Begins to ask what is wrong with a text as it is, for `check`.
+
+    The engine looks at it while the model writes; lists do not wait for it.
+    """
+
+    def work(engine):
+      later = engine.diagnostics_later(text.uri)
+      self._before = (text.uri, text.text, later)
+
+    self._pool.submit(self._asked, text, work)
+
+  def _known_before(self, text: Text, timeout: float) -> Any:
+    """What `expect` has asked for; None where that came to nothing."""
+    uri, known, later = self._before
+    if (uri, known) != (text.uri, text.text):
+      return None
+    try:
+      return later.result(timeout)
+    except (TimeoutError, engines.EngineError, CancelledError):
+      self._before = _NOTHING
+      return None
 
   def check(
     self,
@@ -84,7 +109,13 @@ class Backend:
     """
 
     def work(engine):
-      check = completion.Checker(engine, text.uri, offset, timeout=timeout)
+      check = completion.Checker(
+        engine,
+        text.uri,
+        offset,
+        timeout=timeout,
+        baseline=self._known_before(text, timeout),
+      )
       kept = (s for s in suggestions if wanted() and check(s).kept)
       return list(itertools.islice(kept, most))
 

@@ -176,6 +176,9 @@ async function start() {
     unicodeHighlight: { ambiguousCharacters: false },
     wordBasedSuggestions: "off",
   });
+  // Monaco makes its ghost text when the page is idle for the first time; on a
+  // busy machine, what is typed before then would have none. To get it makes it.
+  editor.getContribution("editor.contrib.inlineCompletionsController");
   const name = document.getElementById("file");
   const uris = new Map();
   let following = null;

@@ -98,6 +98,7 @@ class Checker:
     drops: kinds of error for which a suggestion is dropped, of `KINDS`.
     timeout: seconds for an answer.
     on_timeout: 'keep' or 'drop' what was not answered in time.
+    baseline: what the engine says of the document as it is; None asks it.
 
   Raises:
     ValueError: a setting; an offset outside the document.
@@ -113,6 +114,7 @@ class Checker:
     drops: Sequence[str] = DROPS,
     timeout: float = 1.0,
     on_timeout: str = "keep",
+    baseline: Any = None,
   ):
     for kind in drops:
       checks.one_of("drops", kind, KINDS)
@@ -125,7 +127,7 @@ class Checker:
     self._offset, self._start = offset, offset - replace
     self._timeout, self._on_timeout = timeout, on_timeout
     self._line = _lines_before(self._text, self._start)
-    self._baseline: Any = None
+    self._baseline = baseline
 
   def _report(self) -> Any:
     return self._engine.diagnostics(self._uri, timeout=self._timeout)
