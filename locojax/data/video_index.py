@@ -115,7 +115,9 @@ def open_container(path: str | os.PathLike) -> tuple[Any, Any]:
     raise FileNotFoundError(f"there is no video file {path}.")
   try:
     # A whole path: what has a colon in it is a protocol otherwise.
-    container = av.open(str(path.resolve()), metadata_errors="replace")
+    container = av.open(
+      str(path.resolve()), metadata_errors="replace", mode="r"
+    )
   except (av.FFmpegError, OSError) as error:
     raise unreadable(path, error) from error
   try:
@@ -345,7 +347,9 @@ def _key_frames(
 
 def _matrix(path: str, frame: Any) -> tuple[int, int, int, int]:
   """The signs of the frame's display matrix."""
-  held = frame.side_data.get("DISPLAYMATRIX")
+  # A frame and its side data hold each other: of a small copy, that is little.
+  small = frame.reformat(width=2, height=2, format="rgb24", threads=1)
+  held = small.side_data.get("DISPLAYMATRIX")
   if held is None:
     return (1, 0, 0, 1)
   a, b, _, c, d = np.frombuffer(bytes(held), np.int32)[:5].astype(float)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import importlib.util
 import itertools
 import pathlib
@@ -465,6 +466,25 @@ def test_real_videos_give_what_a_whole_decoding_gives(path):
     found = video.frames(wanted, size=size)
     np.testing.assert_array_equal(found, np.stack(whole[start : start + 16]))
   assert len(video) >= len(whole) and np.all(np.diff(video.times) > 0)
+
+
+def test_what_is_done_with_is_let_go_of_at_once(written):
+  """Not only when Python looks for cycles: frames are large."""
+  path, video = written("turned 90")
+  gc.collect()
+  gc.disable()
+  try:
+    video_files.close_all()
+    video_files.open_file(path).frames([3])
+    video_files.close_all()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    gc.collect()
+    frames = [o for o in gc.garbage if type(o).__name__ == "VideoFrame"]
+  finally:
+    gc.set_debug(0)
+    gc.garbage.clear()
+    gc.enable()
+  assert all(frame.width * frame.height < 16 for frame in frames)
 
 
 @pytest.mark.slow
