@@ -69,6 +69,74 @@ class SelfGating(nn.Module):
     return y.astype(self.dtype or x.dtype)
 
 
+def conv_3d(
+  x: jax.Array,
+  kernel: jax.Array,
+  *,
+  strides: tuple[int, int, int] = (1, 1, 1),
+  padding: str = "same",
+) -> jax.Array:
+  """A convolution over frames and pixels.
+
+  A kernel of one frame is a convolution of images, frame by frame, and one of a
+  single pixel a convolution along the frames: both are two-dimensional, for
+  which compilers have far faster programs, on CPUs above all.
+
+  Args:
+    x: `[B, T, H, W, C]`.
+    kernel: `[k, h, w, C, F]` of the same dtype.
+    strides: along frames, height and width.
+    padding: of `PADDINGS`.
+
+  Returns:
+    `[B, T', H', W', F]`.
+  """
+  k, h, w, _, _ = kernel.shape
+  shape = x.shape[1:4]
+  if padding == "symmetric":
+    pads = [((n - 1) // 2, (n - 1) // 2) for n in (k, h, w)]
+  else:
+    pads = jax.lax.padtype_to_pads(shape, (k, h, w), strides, "SAME")
+  if k == 1:
+    x = x[:, :: strides[0]]
+    y = _conv_2d(x.reshape(-1, *x.shape[2:]), kernel[0], strides[1:], pads[1:])
+    return y.reshape(*x.shape[:2], *y.shape[1:])
+  if h == w == 1:
+    x = x[:, :, :: strides[1], :: strides[2]]
+    flat = x.reshape(*x.shape[:2], -1, x.shape[-1])
+    y = _conv_2d(flat, kernel[:, 0], (strides[0], 1), (pads[0], (0, 0)))
+    return y.reshape(*y.shape[:2], *x.shape[2:4], y.shape[-1])
+  numbers = ("NDHWC", "DHWIO", "NDHWC")
+  return jax.lax.conv_general_dilated(
+    x, kernel, strides, pads, dimension_numbers=numbers
+  )
+
+
+def _conv_2d(x, kernel, strides, pads) -> jax.Array:
+  numbers = ("NHWC", "HWIO", "NHWC")
+  return jax.lax.conv_general_dilated(
+    x, kernel, strides, pads, dimension_numbers=numbers
+  )
+
+
+class _Kernel(nn.Module):
+  """`conv_3d` with its weights, as `nn.Conv` without a bias has them."""
+
+  features: int
+  size: tuple[int, int, int]
+  strides: tuple[int, int, int]
+  padding: str
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (*self.size, x.shape[-1], self.features)
+    init = nn.initializers.lecun_normal()
+    kernel = self.param("kernel", init, shape, jnp.float32)
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+    return conv_3d(x, kernel, strides=self.strides, padding=self.padding)
+
+
 class _Conv(nn.Module):
   """Convolution and batch norm, and the activation if there is one."""
 
@@ -84,17 +152,12 @@ class _Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train, mask):
-    pads = "SAME"
-    if self.padding == "symmetric":
-      pads = [((k - 1) // 2, (k - 1) // 2) for k in self.kernel]
-    x = nn.Conv(
+    x = _Kernel(
       self.features,
       self.kernel,
       self.strides,
-      padding=pads,
-      use_bias=False,
-      dtype=self.dtype,
-      kernel_init=nn.initializers.lecun_normal(),
+      self.padding,
+      self.dtype,
       name="conv",
     )(x)
     settings = {"momentum": self.momentum, "epsilon": self.eps, "name": "norm"}
@@ -227,8 +290,12 @@ class ResNet3D(nn.Module):
   dtype: Any = None
   remat: bool = False
 
-  def _kernels(self) -> tuple[tuple[int, ...], ...]:
-    """Temporal kernels of all blocks, stage by stage."""
+  def kernels(self) -> tuple[tuple[int, ...], ...]:
+    """Temporal kernels of all blocks, stage by stage.
+
+    Raises:
+      ValueError: sizes or kernels that are not allowed.
+    """
     if self.stage_sizes is None:
       sizes = DEPTHS[checks.one_of("depth", self.depth, DEPTHS)]
     else:
@@ -302,7 +369,7 @@ class ResNet3D(nn.Module):
     Raises:
       ValueError: a bad setting or shape, or clips of integers.
     """
-    kernels = self._kernels()
+    kernels = self.kernels()
     self._check(clips, mask)
     layer = functools.partial(
       _Conv,
@@ -337,12 +404,13 @@ class ResNet3D(nn.Module):
     return (logits, features) if return_features else logits
 
 
-# For clips of 16 frames of 32 pixels: 0.13 million parameters.
+# For clips of 16 frames of 32 pixels on a CPU: 0.13 million parameters, and
+# convolutions of two dimensions alone.
 ResNet3DTiny = functools.partial(
   ResNet3D,
   stage_sizes=(1, 1, 1),
   temporal_kernel_sizes=((3,), (3,), (3,)),
   width=12,
-  stem_temporal=(3, 1, 2),
-  stem_spatial=(3, 1, 2),
+  stem_temporal=(1, 1, 1),
+  stem_spatial=(5, 2, 1),
 )

@@ -85,6 +85,33 @@ def test_a_gate_by_its_numbers():
   )
 
 
+@pytest.mark.parametrize("padding", resnet_3d.PADDINGS)
+@pytest.mark.parametrize(
+  ("size", "strides"),
+  [
+    ((1, 3, 3), (1, 2, 2)),
+    ((3, 1, 1), (2, 1, 1)),
+    ((3, 1, 1), (1, 2, 2)),
+    ((1, 1, 1), (2, 2, 2)),
+    ((3, 3, 3), (2, 2, 1)),
+  ],
+)
+def test_folded_convolutions_are_convolutions(size, strides, padding):
+  x = _clips(2, 5, 6)
+  rng = np.random.default_rng(2)
+  kernel = np.float32(rng.normal(size=(*size, 3, 2)))
+  found = resnet_3d.conv_3d(x, kernel, strides=strides, padding=padding)
+  half = [((k - 1) // 2,) * 2 for k in size]
+  wanted = jax.lax.conv_general_dilated(
+    x,
+    kernel,
+    strides,
+    "SAME" if padding == "same" else half,
+    dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+  )
+  np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 @functools.cache
 def _small():
   net = resnet_3d.ResNet3D(3, **SMALL)
