@@ -206,9 +206,7 @@ def shapes(
     overlap: largest overlap of two boxes, as a share of the smaller one.
     clutter: lines.
     noise: standard deviation of the pixels, of 255.
-    ground: least and greatest value of each channel of the ground. With grounds
-      and objects of any colour what is an object is a question of difference,
-      which small models learn slowly; on dark grounds it is one of brightness.
+    ground: least and greatest value of each channel of the ground.
 
   Returns:
     A source of the examples of `boxes`.
