@@ -9,7 +9,8 @@ they do not change the time.
 
   ours   `decode.beam_search` over the cache of the model
   peer   `generate` of a T5 1.1 of the same sizes, with its cache, on torch in
-         an environment of its own (`bench_beam_peer.py`)
+         an environment of its own (`bench_beam_peer.py`), that is fetched,
+         gigabytes of it, unless `--peer` names the Python of one
 
 Both take their turn in each round; the ratio is the median of those to `ours`
 within each round. Measure on a quiet machine: the threads of the peer wait for

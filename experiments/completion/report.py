@@ -119,11 +119,15 @@ def _markdown(found: Sequence[Mapping[str, Any]]) -> str:
   parts = []
   for table, columns in TABLES.items():
     own = [r for r in found if r["table"] == table]
-    keep = [c for c in columns if any(r.get(c) for r in own)]
+    keep = [c for c in columns if any(r.get(c) not in (None, "") for r in own)]
     if own:
-      filled = [{c: r.get(c) or "none" for c in keep} for r in own]
+      filled = [{c: _shown(r.get(c)) for c in keep} for r in own]
       parts.append(f"{table}\n\n{tables.render(filled, keep)}")
   return "\n\n".join(parts)
+
+
+def _shown(value: Any) -> Any:
+  return "none" if value is None else value
 
 
 def _draw(config, workdir, path: pathlib.Path) -> pathlib.Path:

@@ -34,12 +34,12 @@ _ENCODER = {
 }
 
 
-def _pair(least: int) -> settings.Rule:
+def _pair(least: int, most: int = 2**20) -> settings.Rule:
   """(least, most) integers."""
 
   def rule(name, found):
     settings.several(
-      settings.within(least, 2**20, whole=True),
+      settings.within(least, most, whole=True),
       least=2,
       distinct=False,
       what="integers",
@@ -79,6 +79,7 @@ RULES: dict[str, settings.Rule] = {
   ),
   **dict.fromkeys(("data.objects", "pretrain.objects"), _pair(0)),
   **dict.fromkeys(("data.sides", "pretrain.sides"), _pair(1)),
+  "data.ground": _pair(0, 255),
   **dict.fromkeys(
     (
       *("data.clutter", "data.num_classes", "warmup_steps", "save_every"),

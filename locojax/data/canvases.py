@@ -101,6 +101,7 @@ class CanvasSource:
     overlap: float,
     clutter: int,
     noise: float,
+    ground: tuple[int, int],
   ):
     checks.positive_int("num", num)
     checks.seed("seed", seed)
@@ -113,6 +114,8 @@ class CanvasSource:
     self._sides = _range("sides", sides, 1)
     checks.int_in_range("sides[1]", sides[1], 1, min(self._size))
     self._overlap, self._clutter, self._noise = overlap, clutter, noise
+    self._ground = _range("ground", ground, 0)
+    checks.int_in_range("ground[1]", ground[1], 0, 255)
     self.classes = tuple(classes)
     self.category_ids = np.arange(1, len(self.classes) + 1)
 
@@ -124,7 +127,7 @@ class CanvasSource:
       raise IndexError(f"index={index!r}: there are {self._num} canvases.")
     sequence = np.random.SeedSequence(self._seed, spawn_key=(int(index),))
     rng = np.random.Generator(np.random.Philox(sequence))
-    ground = rng.integers(0, 256, 3)
+    ground = rng.integers(self._ground[0], self._ground[1] + 1, 3)
     image = np.ones((*self._size, 3), np.float32) * ground
     _lines(rng, image, self._clutter)
     boxes, labels = self._paste(rng, image, ground)
@@ -190,6 +193,7 @@ def shapes(
   overlap: float = 0.3,
   clutter: int = 4,
   noise: float = 8.0,
+  ground: tuple[int, int] = (0, 255),
 ) -> CanvasSource:
   """Filled squares, discs, triangles and crosses of random colours.
 
@@ -202,6 +206,7 @@ def shapes(
     overlap: largest overlap of two boxes, as a share of the smaller one.
     clutter: lines.
     noise: standard deviation of the pixels, of 255.
+    ground: least and greatest value of each channel of the ground.
 
   Returns:
     A source of the examples of `boxes`.
@@ -218,6 +223,7 @@ def shapes(
     overlap=overlap,
     clutter=clutter,
     noise=noise,
+    ground=ground,
   )
 
 
@@ -301,6 +307,7 @@ def pasted(
   overlap: float = 0.3,
   clutter: int = 4,
   noise: float = 8.0,
+  ground: tuple[int, int] = (0, 255),
   classes: Sequence[str] | None = None,
 ) -> CanvasSource:
   """Pictures of objects (digits, emoji, ...) pasted on canvases.
@@ -313,7 +320,7 @@ def pasted(
       and alpha. A list may have different sizes. Each must have a pixel of
       alpha `VISIBLE` or more, see `visible`.
     labels: `[n]` integers, from 1.
-    num, seed, size, objects, overlap, clutter, noise: as for `shapes`.
+    num, seed, size, objects, overlap, clutter, noise, ground: as for `shapes`.
     sides: least and greatest longer side of an object before what is faint is
       cut off.
     classes: names; None numbers them, to the largest label.
@@ -340,4 +347,5 @@ def pasted(
     overlap=overlap,
     clutter=clutter,
     noise=noise,
+    ground=ground,
   )

@@ -115,7 +115,9 @@ def open_container(path: str | os.PathLike) -> tuple[Any, Any]:
     raise FileNotFoundError(f"there is no video file {path}.")
   try:
     # A whole path: what has a colon in it is a protocol otherwise.
-    container = av.open(str(path.resolve()), metadata_errors="replace")
+    container = av.open(
+      str(path.resolve()), metadata_errors="replace", mode="r"
+    )
   except (av.FFmpegError, OSError) as error:
     raise unreadable(path, error) from error
   try:

@@ -121,6 +121,7 @@ def attend(
   value: jax.Array,
   mask: jax.Array | None = None,
   bias: jax.Array | None = None,
+  bad: jax.Array | None = None,
 ) -> jax.Array:
   """softmax(Q K^T / sqrt(D) + bias) V, with the softmax in float32.
 
@@ -131,6 +132,8 @@ def attend(
       arXiv 1911.02150, is G = 1).
     mask: bool, broadcast to `[B, H, T, S]`.
     bias: added to the scores, broadcast to `[B, H, T, S]`; None adds nothing.
+    bad: `[B, S, G]` bool, the keys and values that stand in for some that were
+      not finite, of `finite`; None looks for them if there is a mask.
 
   Returns:
     `[B, T, H, D]` in the dtype of `value`. Masked keys count for nothing,
@@ -139,8 +142,10 @@ def attend(
     gives NaN, and no gradient.
   """
   spoilt = None
-  if mask is not None:
-    query, key, value, spoilt = _finite(query, key, value, mask)
+  if mask is not None and bad is None:
+    key, value, bad = finite(key, value)
+  if bad is not None:
+    query, spoilt = _spoilt(query, bad, mask)
   scores = _scores(query, key) * query.shape[-1] ** -0.5
   if bias is not None:
     scores = scores + bias.astype(jnp.float32)
@@ -175,20 +180,47 @@ def _weighted(weights, value) -> jax.Array:
   return out.reshape(*out.shape[:2], heads, -1)
 
 
-def _finite(query, key, value, mask):
-  """Finite stand-ins, and the queries `[B, T, H, 1]` that needed them.
+def _zeros_where(x: jax.Array, bad: jax.Array) -> jax.Array:
+  return jnp.where(bad[..., None], jnp.zeros((), x.dtype), x)
+
+
+def _not_finite(x: jax.Array) -> jax.Array:
+  return ~jnp.all(jnp.isfinite(x), axis=-1)
+
+
+def finite(
+  key: jax.Array, value: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Zeros in place of keys and values of which one is not finite.
 
   Products with a weight of 0 are 0 only then, and so are their gradients.
+
+  Args:
+    key, value: `[..., D]`.
+
+  Returns:
+    `(key, value, bad)`; bad is `[...]` bool, true where zeros stand in.
   """
-  rows = lambda x: jnp.all(jnp.isfinite(x), axis=-1, keepdims=True)
-  there, good = rows(key) & rows(value), rows(query)
-  heads_first = lambda x: jnp.moveaxis(x[..., 0], 1, 2)  # [B, H, T or S]
-  served = query.shape[2] // key.shape[2]
-  keys = jnp.repeat(heads_first(there), served, axis=1)
-  bad = ~keys[:, :, None] | ~heads_first(good)[..., None]
-  spoilt = jnp.moveaxis(jnp.any(mask & bad, axis=-1), 1, 2)[..., None]
-  zero = lambda x, ok: jnp.where(ok, x, jnp.zeros((), x.dtype))
-  return zero(query, good), zero(key, there), zero(value, there), spoilt
+  bad = _not_finite(key) | _not_finite(value)
+  return _zeros_where(key, bad), _zeros_where(value, bad), bad
+
+
+def _spoilt(query, bad, mask):
+  """Finite queries, and those `[B, T, H, 1]` that are not or see what is not.
+
+  Args:
+    query: `[B, T, H, D]`.
+    bad: `[B, S, G]`, see `attend`.
+    mask: of `attend`.
+  """
+  own = _not_finite(query)
+  keys = jnp.repeat(
+    jnp.swapaxes(bad, 1, 2), query.shape[2] // bad.shape[2], axis=1
+  )
+  seen = keys[:, :, None] | jnp.swapaxes(own, 1, 2)[..., None]
+  seen = seen if mask is None else mask & seen
+  found = jnp.swapaxes(jnp.any(seen, axis=-1), 1, 2)[..., None]
+  return _zeros_where(query, own), found
 
 
 def with_prefix(
@@ -249,7 +281,17 @@ def _with_prefix_bias(
   return jnp.pad(bias, [(0, 0)] * (bias.ndim - 1) + [(num_prefix, 0)])
 
 
-def _attend_in_groups(core, query, key, value, valid) -> jax.Array:
+def _with_prefix_bad(num: int, key, value, bad):
+  """Keys, values and `bad` where only those behind the first were looked at."""
+  *first, own = finite(key[:, :num], value[:, :num])
+  key, value = (
+    jnp.concatenate([new, x[:, num:]], axis=1)
+    for new, x in zip(first, (key, value))
+  )
+  return key, value, jnp.concatenate([own, bad], axis=1)
+
+
+def _attend_in_groups(core, query, key, value, valid, bad) -> jax.Array:
   """Attention to a context whose rows serve one or more rows of queries.
 
   Samples and beams of one prompt have one copy of its context.
@@ -258,7 +300,7 @@ def _attend_in_groups(core, query, key, value, valid) -> jax.Array:
   checks.divisible("rows of the input", query.shape[0], "rows of context", rows)
   mask = None if valid is None else padding_mask(valid)
   grouped = query.reshape(rows, -1, *query.shape[2:])
-  return core(grouped, key, value, mask).reshape(query.shape)
+  return core(grouped, key, value, mask, bad=bad).reshape(query.shape)
 
 
 class MultiHeadAttention(nn.Module):
@@ -271,12 +313,13 @@ class MultiHeadAttention(nn.Module):
     use_bias: whether the dense layers have one.
     decode: whether keys and values go to, and are read from, the cache: the
       collection `cache`, arrays `keys` and `values` of `[B, H, max_len, D]`,
-      in the order in which attention reads them.
+      in the order in which attention reads them, and `bad` `[B, H, max_len]`,
+      those that were not finite (zeros are kept in their place).
     max_len: size of the cache.
     cross: whether keys and values come from `context` alone. With `decode`
       they are projected when it is given and kept in the collection `memory`,
-      arrays `keys` and `values` of `[B, H, S, D]`; later calls, without it,
-      read them from there.
+      arrays `keys`, `values` and `bad` of `[B, H, S, D]` and `[B, H, S]`;
+      later calls, without it, read them from there.
     remat: whether the backward pass computes the attention weights again.
     dtype: dtype of the computation; None follows the input.
     kernel_init: initialiser of the dense layers.
@@ -369,9 +412,9 @@ class MultiHeadAttention(nn.Module):
       query = project(x, "query")
       if context is not None:
         context = arrays.kept(context, valid)
-      key, value = self._remembered(context, project)
+      key, value, bad = self._remembered(context, project)
       core = jax.checkpoint(attend) if self.remat else attend
-      out = _attend_in_groups(core, query, key, value, valid)
+      out = _attend_in_groups(core, query, key, value, valid, bad)
       return self._dense(size, "out")(out.reshape(*out.shape[:2], -1))
     if context is None:
       x = source = arrays.kept(x, valid)
@@ -396,8 +439,9 @@ class MultiHeadAttention(nn.Module):
     if self.use_rotary:
       turn = {"max_period": self.rotary_period, "style": self.rotary_style}
       query, key = (rotary(x, positions, **turn) for x in (query, key))
+    bad = None
     if self.decode:
-      key, value, seen = self._cached(key, value, valid, positions)
+      key, value, bad, seen = self._cached(key, value, valid, positions)
       mask = combine_masks(mask, seen)
     else:
       causal = causal_mask(query.shape[1]) if self.causal else None
@@ -406,46 +450,50 @@ class MultiHeadAttention(nn.Module):
     if prefix is not None:
       num_keys, num_prefix = key.shape[1], prefix[0].shape[1]
       key, value, mask = with_prefix(prefix, key, value, mask)
+      if bad is not None:
+        key, value, bad = _with_prefix_bad(num_prefix, key, value, bad)
       bias = _with_prefix_bias(bias, num_prefix, num_keys)
     core = jax.checkpoint(attend) if self.remat else attend
-    return core(query, key, value, mask, bias)
+    return core(query, key, value, mask, bias, bad)
 
   def _remembered(self, context, project):
-    """Keys and values of the context: projected now, or before."""
+    """Keys, values and `bad` of the context: of now, or of before."""
+    names = ("keys", "values", "bad")
     if context is not None:
       key, value = project(context, "key"), project(context, "value")
-      if self.decode:
-        self.put_variable("memory", "keys", jnp.swapaxes(key, 1, 2))
-        self.put_variable("memory", "values", jnp.swapaxes(value, 1, 2))
-      return key, value
+      if not self.decode:
+        return key, value, None
+      found = finite(key, value)
+      for name, x in zip(names, found):
+        self.put_variable("memory", name, jnp.swapaxes(x, 1, 2))
+      return found
     if not (self.decode and self.has_variable("memory", "keys")):
       raise ValueError(
         "context=None is not allowed with cross=True: it must be given, or "
         "have been given to a call before with decode=True, whose collection "
         "'memory' is at hand."
       )
-    kept = (self.get_variable("memory", k) for k in ("keys", "values"))
+    kept = (self.get_variable("memory", name) for name in names)
     return tuple(jnp.swapaxes(x, 1, 2) for x in kept)
 
   def _cached(self, key, value, valid, positions):
-    """Writes at `positions`; all keys and values, and which may be seen."""
+    """Writes at `positions`; all keys, values and `bad`, and what is seen."""
     if self.max_len is None:
       raise ValueError("max_len=None is not allowed with decode=True.")
     batch, num = key.shape[:2]
     checks.in_range("number of tokens", num, 1, self.max_len)
-    shape = (batch, key.shape[2], self.max_len, key.shape[3])
-    keys = self.variable("cache", "keys", jnp.zeros, shape, key.dtype)
-    values = self.variable("cache", "values", jnp.zeros, shape, value.dtype)
     positions = jnp.broadcast_to(positions, (batch, num))
     place = positions
     if valid is not None:  # padding is written nowhere
       place = jnp.where(valid, positions, self.max_len)
-    rows = jnp.arange(batch)[:, None]
-    for stored, new in ((keys, key), (values, value)):
-      stored.value = stored.value.at[rows, :, place].set(new, mode="drop")
+    rows, stored = jnp.arange(batch)[:, None], []
+    for name, new in zip(("keys", "values", "bad"), finite(key, value)):
+      shape = (batch, new.shape[2], self.max_len, *new.shape[3:])
+      kept = self.variable("cache", name, jnp.zeros, shape, new.dtype)
+      kept.value = kept.value.at[rows, :, place].set(new, mode="drop")
+      stored.append(jnp.swapaxes(kept.value, 1, 2))
     seen = jnp.arange(self.max_len) <= positions[:, None, :, None]
-    key, value = (jnp.swapaxes(x.value, 1, 2) for x in (keys, values))
-    return key, value, seen
+    return *stored, seen
 
 
 class ProjectedAttention(MultiHeadAttention):

@@ -92,13 +92,16 @@ def _writes(node: ast.AST) -> bool:
   # A plain name is a function of ours, which calls one of `files`.
   room = getattr(getattr(node.func, "value", None), "id", "")
   whole = isinstance(node.func, ast.Name) or room in ("files", "folder")
+  first = node.args[0] if node.args else None
+  to_file = isinstance(first, ast.Name) and first.id == "file"
+  if name == "open" and room == "av" and to_file:
+    return False  # a container in a file that is open
   if name == "open":
     modes = [*node.args, *(k.value for k in node.keywords)]
     modes = [m.value for m in modes if isinstance(m, ast.Constant)]
     return any(isinstance(m, str) and set(m) & set("wax+") for m in modes[-1:])
   if name == "savefig":
-    first = node.args[0]
-    return not (isinstance(first, ast.Name) and first.id == "file")
+    return not to_file
   return name in _WRITERS and not whole
 
 
@@ -109,6 +112,9 @@ def test_nobody_writes_a_file_otherwise():
     "p.write_text(t)": True,
     "np.savez(p, x=1)": True,
     "figure.savefig(path)": True,
+    "av.open(path, 'w')": True,
+    "open(file, 'w')": True,
+    "av.open(file, 'w')": False,
     "files.write_text(p, t)": False,
     "p.open()": False,
     "open(p, 'rb')": False,

@@ -38,6 +38,12 @@ def test_boxes_of_shapes_are_exact():
   assert source.classes == ("square", "disc", "triangle", "cross")
 
 
+def test_grounds_have_the_values_told():
+  source = canvases.shapes(40, seed=0, ground=(10, 14), **PLAIN)
+  found = {v for e in source for v in np.median(e["image"], (0, 1)).tolist()}
+  assert found == set(range(10, 15))
+
+
 @pytest.mark.parametrize("shape", canvases.SHAPES)
 @pytest.mark.parametrize("side", [1, 2, 9, 18])
 def test_masks_touch_all_sides(shape, side):
@@ -139,6 +145,7 @@ BAD = [
   (lambda: canvases.shapes(1, seed=0, objects=(3, 1)), "(least, most)"),
   (lambda: canvases.shapes(1, seed=0, sides=(9, 49)), "sides[1]=49"),
   (lambda: canvases.shapes(1, seed=0, overlap=2), "overlap=2"),
+  (lambda: canvases.shapes(1, seed=0, ground=(9, 256)), "ground[1]=256"),
   (lambda: canvases.pasted([], [], 1, seed=0), "len(sprites)=0"),
   (lambda: canvases.pasted(_sprites(), [1], 1, seed=0), "labels has shape"),
   (lambda: canvases.pasted(_sprites(), [0, 1], 1, seed=0), "labels=0"),

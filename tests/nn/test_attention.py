@@ -114,6 +114,37 @@ def test_cross_attention_reads_the_context():
   close(out, moved, rtol=1e-5, atol=1e-6)
 
 
+def test_a_cache_remembers_which_tokens_were_not_finite():
+  """So no step looks at the whole cache, and the results are the same."""
+  x = jax.random.normal(jax.random.key(1), (2, 4, 8))
+  x = x.at[0, 2, 0].set(jnp.inf)
+  model, params = _module(x, causal=True)
+  want = jax.jit(model.apply)({"params": params}, x)
+  cached = model.clone(decode=True, max_len=6)
+
+  def one(cache, token, at):
+    variables = {"params": params, "cache": cache}
+    return cached.apply(variables, token, positions=at, mutable="cache")
+
+  place = lambda i: jnp.full((2, 1), i)
+  shapes = jax.eval_shape(lambda: one({}, x[:, :1], place(0))[1]["cache"])
+  cache = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  run, out, caches = jax.jit(one), [], []
+  for i in range(4):
+    y, new = run(cache, x[:, i : i + 1], place(i))
+    cache = new["cache"]
+    out.append(y), caches.append(cache)
+  close(jnp.concatenate(out, axis=1), want, rtol=1e-5, atol=1e-6)
+  assert np.isnan(want[0, 2:]).all() and not np.isnan(want[1]).any()
+  # Written over, the token is gone, and those behind it see nothing of it.
+  _, new = run(caches[2], x[:, :1], place(2))
+  y, _ = run(new["cache"], x[:, 3:], place(3))
+  assert np.isfinite(y).all()
+  text = str(jax.make_jaxpr(one)(cache, x[:, :1], place(0)))
+  looked = [line for line in text.splitlines() if " is_finite " in line]
+  assert looked and all("[2,1,2,4]" in line for line in looked)
+
+
 def test_remat_changes_no_gradient():
   x = jax.random.normal(jax.random.key(1), (2, 4, 8))
   model, params = _module(x, causal=True, use_rotary=True)

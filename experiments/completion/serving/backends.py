@@ -67,10 +67,13 @@ class Backend:
   def expect(self, text: Text) -> None:
     """Begins to ask what is wrong with a text as it is, for `check`.
 
-    The engine looks at it while the model writes; lists do not wait for it.
+    The engine looks at it while the model writes. An older question is given
+    up; one that can answer several at once has no list wait for this.
     """
 
     def work(engine):
+      if self._before[2] is not None:
+        self._before[2].cancel()
       later = engine.diagnostics_later(text.uri)
       self._before = (text.uri, text.text, later)
 

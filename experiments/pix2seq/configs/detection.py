@@ -78,6 +78,8 @@ def _defaults_of_data(config):
     "objects": (1, 3),
     "sides": (9, 18),
     "clutter": 4,
+    # Of each channel of canvases, least and most.
+    "ground": (0, 255),
     # Of the vocabulary; 0 takes those of the data.
     "num_classes": 0,
     "in_memory": True,

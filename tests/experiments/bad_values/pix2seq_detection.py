@@ -23,6 +23,7 @@ ROWS = [
   ("tiny", {"data.objects": (3, 1)}, "data.objects", "(least, most)"),
   ("tiny", {"data.objects": (3,)}, "data.objects", "2 or more"),
   ("tiny", {"data.sides": (8, 64)}, "data.sides", "data.image_size=32"),
+  ("tiny", {"data.ground": (0, 256)}, "data.ground", "255]"),
   ("tiny", {"data.num_classes": 2}, "data.num_classes", "4 or more"),
   ("paper", {"data.num_classes": 0}, "data.num_classes", "no data are read"),
   ("tiny", {"data.missing": 1.5}, "data.missing", "[0"),
