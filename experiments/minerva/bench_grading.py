@@ -94,14 +94,16 @@ def _forget() -> None:
     remembered.cache_clear()
 
 
-def _ours(pairs: list[tuple[str, str]]) -> dict[str, Any]:
+def ours(pairs: list[tuple[str, str]]) -> dict[str, Any]:
+  """Our verdicts on pairs, and CPU seconds."""
   _forget()
   start = time.process_time()
   found = [equivalence.is_equivalent(a, b, units="optional") for a, b in pairs]
   return {"verdicts": found, "cpu_seconds": time.process_time() - start}
 
 
-def _others(pairs: list[tuple[str, str]], folder: pathlib.Path) -> dict:
+def others(pairs: list[tuple[str, str]], folder: pathlib.Path) -> dict:
+  """Those of the other graders, in an environment made in a folder."""
   python = peers.environment(folder / "venv", PACKAGES)
   given = folder / "pairs.json"
   files.write_json(given, [list(pair) for pair in pairs])
@@ -155,12 +157,12 @@ def measure(
   pairs = pairs_of(answers, num=num, rng=rng, kinds=kinds)
   plain = [(a, b) for _, a, b in pairs]
   with tempfile.TemporaryDirectory() as folder:
-    others = _others(plain, pathlib.Path(folder))
-  found = {OURS: _ours(plain), **others["graders"]}
-  differ = {n: disagreements(pairs, found, n) for n in others["graders"]}
+    told = others(plain, pathlib.Path(folder))
+  found = {OURS: ours(plain), **told["graders"]}
+  differ = {n: disagreements(pairs, found, n) for n in told["graders"]}
   return {
     "rows": rows_of(pairs, found),
-    "versions": others["versions"],
+    "versions": told["versions"],
     "differ": differ,
   }
 
