@@ -8,7 +8,7 @@ import doctest
 import numpy as np
 import pytest
 
-from experiments.minerva import bench_classes, bench_grading
+from experiments.minerva import bench_checked, bench_classes, bench_grading
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,35 @@ def test_rows_count_what_is_equal_to_itself_and_to_nothing_else():
 
 def test_doctests():
   assert doctest.testmod(bench_classes).failed == 0
+
+
+def test_checked_pairs_are_read_and_counted_both_ways_round(tmp_path):
+  path = tmp_path / "pairs.tsv"
+  path.write_text(
+    "class\ta\tb\tverdict\nset\t{1}\t1\tequal\nx\t1\t2\tunequal\n"
+  )
+  pairs = bench_checked.read(str(path))
+  told = {
+    "ours": [True, True, False, False],
+    "theirs": [True, False, True, True],
+  }
+  rows = bench_checked.rows_of(pairs, told)
+  assert [r["ours"] for r in rows] == ["equal", "unequal"]
+  assert [r["theirs"] for r in rows] == ["one way", "equal"]
+  ours, theirs = bench_checked.summary(rows, ["ours", "theirs"])
+  assert ours["right"] == ours["pairs"] == 2 and ours["one way"] == 0
+  assert theirs["right"] == 0 and theirs["one way"] == 1
+
+
+@pytest.mark.parametrize(
+  "text, said",
+  [
+    ("a\tb\n", "columns"),
+    ("class\ta\tb\tverdict\nx\t1\t2\n", "line 2 has 3 cells"),
+    ("class\ta\tb\tverdict\nx\t1\t2\tsame\n", "line 2"),
+  ],
+)
+def test_a_bad_table_of_pairs_names_its_line(tmp_path, text, said):
+  (tmp_path / "pairs.tsv").write_text(text)
+  with pytest.raises(ValueError, match=said):
+    bench_checked.read(str(tmp_path / "pairs.tsv"))
