@@ -3,9 +3,10 @@
   python -m experiments.minerva.bench_checked \\
     --pairs tests/methods/minerva/pairs.tsv --results FILE.json
 
-`--pairs` is a table with tabs: class, both answers, and `equal` or `unequal`. A
-grader is asked both ways round; `one way` is where it says both. The graders are
-those of `experiments.minerva.bench_grading`.
+`--pairs` is a table with tabs: class, both answers, and `equal` or `unequal`.
+A grader is asked both ways round; `one way` is where it says both. The graders
+are those of `experiments.minerva.bench_grading`; ours holds an answer to its
+units, as it does by default.
 """
 
 from __future__ import annotations
@@ -92,6 +93,10 @@ def summary(
   return out
 
 
+def _strict(asked: list[tuple[str, str]]) -> dict[str, Any]:
+  return bench_grading.ours(asked, units="strict")
+
+
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--pairs", required=True, help="table with tabs")
@@ -106,7 +111,7 @@ def main(argv: list[str]) -> None:
   asked = [p for one in pairs for p in ((one.a, one.b), (one.b, one.a))]
   with tempfile.TemporaryDirectory() as folder:
     told = bench_grading.others(asked, pathlib.Path(folder))
-  found = {bench_grading.OURS: bench_grading.ours(asked), **told["graders"]}
+  found = {bench_grading.OURS: _strict(asked), **told["graders"]}
   verdicts = {name: grader["verdicts"] for name, grader in found.items()}
   rows = rows_of(pairs, verdicts)
   totals = summary(rows, list(verdicts))

@@ -94,11 +94,13 @@ def _forget() -> None:
     remembered.cache_clear()
 
 
-def ours(pairs: list[tuple[str, str]]) -> dict[str, Any]:
-  """Our verdicts on pairs, and CPU seconds."""
+def ours(
+  pairs: list[tuple[str, str]], *, units: str = "optional"
+) -> dict[str, Any]:
+  """Our verdicts on pairs, and CPU seconds; `units` as of `is_equivalent`."""
   _forget()
   start = time.process_time()
-  found = [equivalence.is_equivalent(a, b, units="optional") for a, b in pairs]
+  found = [equivalence.is_equivalent(a, b, units=units) for a, b in pairs]
   return {"verdicts": found, "cpu_seconds": time.process_time() - start}
 
 
