@@ -63,7 +63,7 @@ def rows_of(
   rows = []
   for i, pair in enumerate(pairs):
     row = {"class": pair.kind, "a": f"`{pair.a}`", "b": f"`{pair.b}`"}
-    row["by hand"] = pair.verdict
+    row["by_hand"] = pair.verdict
     for grader, told in verdicts.items():
       both = (bool(told[2 * i]), bool(told[2 * i + 1]))
       row[grader] = _SAID.get(both, "one way")
@@ -78,16 +78,16 @@ def summary(
   out = []
   for grader in graders:
     right = {
-      v: sum(r[grader] == v for r in rows if r["by hand"] == v)
+      v: sum(r[grader] == v for r in rows if r["by_hand"] == v)
       for v in VERDICTS
     }
     out.append(
       {
         "grader": grader,
-        **{f"right of {v}": n for v, n in right.items()},
+        **{f"right_of_{v}": n for v, n in right.items()},
         "right": sum(right.values()),
         "pairs": len(rows),
-        "one way": sum(r[grader] == "one way" for r in rows),
+        "one_way": sum(r[grader] == "one way" for r in rows),
       }
     )
   return out

@@ -98,8 +98,8 @@ def test_checked_pairs_are_read_and_counted_both_ways_round(tmp_path):
   assert [r["ours"] for r in rows] == ["equal", "unequal"]
   assert [r["theirs"] for r in rows] == ["one way", "equal"]
   ours, theirs = bench_checked.summary(rows, ["ours", "theirs"])
-  assert ours["right"] == ours["pairs"] == 2 and ours["one way"] == 0
-  assert theirs["right"] == 0 and theirs["one way"] == 1
+  assert ours["right"] == ours["pairs"] == 2 and ours["one_way"] == 0
+  assert theirs["right"] == 0 and theirs["one_way"] == 1
 
 
 @pytest.mark.parametrize(
