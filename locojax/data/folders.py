@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 LEFT_BEHIND = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
 _log = logging.getLogger(__name__)
@@ -53,6 +53,48 @@ def _walk(
     passed += [pathlib.Path(at, n) for n in hidden]
     folders[:] = [n for n in folders if not is_hidden(n)]
     yield from (pathlib.Path(at, n) for n in names if not is_hidden(n))
+
+
+def of_classes(
+  root: str | os.PathLike,
+  inside: Callable[[pathlib.Path], tuple[list, list]],
+  *,
+  kind: str,
+  rule: str,
+) -> tuple[list[pathlib.Path], list[int], list[str]]:
+  """The files of a folder that has a folder for each class.
+
+  Args:
+    root: the folder. Classes are its visible sub-folders in sorted order.
+    inside: what of a class folder is taken, and what is not.
+    kind: of what there must be in every class folder, for the error.
+    rule: where files should lie, for the log of those that are not taken.
+
+  Returns:
+    Paths, class of each by number, and the names of the classes.
+
+  Raises:
+    FileNotFoundError: no such folder.
+    ValueError: no sub-folders, or one of which nothing is taken.
+  """
+  root = pathlib.Path(root)
+  if not root.is_dir():
+    raise FileNotFoundError(f"root={str(root)!r} is not a folder.")
+  entries = visible(root, deep=False)
+  classes = [p.name for p in entries if p.is_dir()]
+  if not classes:
+    raise ValueError(f"root={str(root)!r} has no sub-folders, one per class.")
+  paths, labels = [], []
+  unused = [p.name for p in entries if not p.is_dir()]
+  for label, name in enumerate(classes):
+    taken, others = inside(root / name)
+    if not taken:
+      raise ValueError(f"the class folder {root / name} has no {kind}.")
+    unused += [f"{name}/{p.name}" for p in others]
+    paths += taken
+    labels += [label] * len(taken)
+  report_unused(root, unused, rule)
+  return paths, labels, classes
 
 
 def report_unused(root: pathlib.Path, unused: list, what: str) -> None:

@@ -180,6 +180,13 @@ def is_image(path: pathlib.Path) -> bool:
   return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
+def _inside(folder: pathlib.Path) -> tuple[list, list]:
+  """Images of a class folder, and what else is in it."""
+  found = folders.visible(folder, deep=False)
+  images = [p for p in found if is_image(p)]
+  return images, [p for p in found if not is_image(p)]
+
+
 def from_image_folder(
   root: str | os.PathLike,
   *,
@@ -204,25 +211,10 @@ def from_image_folder(
     ValueError: no sub-folders, or one without images.
   """
   checks.one_of("mode", mode, MODES)
-  root = pathlib.Path(root)
-  if not root.is_dir():
-    raise FileNotFoundError(f"root={str(root)!r} is not a folder.")
-  entries = folders.visible(root, deep=False)
-  classes = [p.name for p in entries if p.is_dir()]
-  if not classes:
-    raise ValueError(f"root={str(root)!r} has no sub-folders, one per class.")
-  files, labels = [], []
-  unused = [p.name for p in entries if not p.is_dir()]
-  for label, name in enumerate(classes):
-    inside = folders.visible(root / name, deep=False)
-    images = [p for p in inside if is_image(p)]
-    if not images:
-      raise ValueError(
-        f"the class folder {root / name} has no image ({', '.join(SUFFIXES)})."
-      )
-    unused += [f"{name}/{p.name}" for p in inside if not is_image(p)]
-    files += images
-    labels += [label] * len(images)
-  what = "an image is <class>/<name> with an ending of an image"
-  folders.report_unused(root, unused, what)
+  files, labels, classes = folders.of_classes(
+    root,
+    _inside,
+    kind=f"image ({', '.join(SUFFIXES)})",
+    rule="an image is <class>/<name> with an ending of an image",
+  )
   return ImageFolderSource(files, labels, classes, mode, size)

@@ -297,25 +297,11 @@ def from_video_folder(
       rate.
   """
   root = pathlib.Path(root)
-  if not root.is_dir():
-    raise FileNotFoundError(f"root={str(root)!r} is not a folder.")
-  entries = folders.visible(root, deep=False)
-  classes = [p.name for p in entries if p.is_dir()]
-  if not classes:
-    raise ValueError(f"root={str(root)!r} has no sub-folders, one per class.")
-  paths, labels = [], []
-  unused = [p.name for p in entries if not p.is_dir()]
-  for label, name in enumerate(classes):
-    videos, others = _inside(root / name)
-    if not videos:
-      raise ValueError(
-        f"the class folder {root / name} has no video ({', '.join(SUFFIXES)}, "
-        "or a folder of images for each)."
-      )
-    unused += [f"{name}/{p.name}" for p in others]
-    paths, labels = paths + videos, labels + [label] * len(videos)
-  folders.report_unused(
-    root, unused, "a video is <class>/<name> with an ending of a video"
+  paths, labels, classes = folders.of_classes(
+    root,
+    _inside,
+    kind=f"video ({', '.join(SUFFIXES)}, or a folder of images for each)",
+    rule="a video is <class>/<name> with an ending of a video",
   )
   frames = [p for p in paths if p.is_dir()]
   if frames and rate is None:

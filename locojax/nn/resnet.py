@@ -20,20 +20,33 @@ NORMS = ("batch", "group")
 SHORTCUTS = ("activated", "input")
 
 
-def check_images(images: jax.Array, mask: jax.Array | None) -> None:
-  """Refuses what is no batch of images of floats, or a mask of another batch.
+def check_batch(
+  name: str, x: jax.Array, mask: jax.Array | None, axes: Sequence[str]
+) -> None:
+  """Refuses what is no batch of floats, or a mask of another batch.
+
+  Args:
+    name: of the argument.
+    x: must have as many axes as `axes`, the batch first.
+    mask: `[batch]`, or None.
+    axes: their names.
 
   Raises:
     ValueError: names the shape and the dtype.
   """
-  floats = jnp.issubdtype(images.dtype, jnp.floating)
-  if images.ndim != 4 or not floats:
+  if x.ndim != len(axes) or not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(
-      f"images of shape {images.shape} and dtype {images.dtype} are not "
-      "allowed: they must be [batch, height, width, channels], floats."
+      f"{name} of shape {x.shape} and dtype {x.dtype} are not allowed: they "
+      f"must be [{', '.join(axes)}], floats."
     )
   if mask is not None:
-    checks.same_shape("mask", mask.shape, "images[:, 0]", images.shape[:1])
+    checks.same_shape("mask", mask.shape, f"{name}[:, 0]", x.shape[:1])
+
+
+def check_images(images: jax.Array, mask: jax.Array | None) -> None:
+  """`check_batch` of images."""
+  axes = ("batch", "height", "width", "channels")
+  check_batch("images", images, mask, axes)
 
 
 class _Norm(nn.Module):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from locojax.core import arrays, checks
-from locojax.nn import norms
+from locojax.nn import norms, resnet
 
 # Blocks in each stage by depth.
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -27,19 +27,9 @@ PADDINGS = ("same", "symmetric")
 
 
 def check_clips(clips: jax.Array, mask: jax.Array | None) -> None:
-  """Refuses what is no batch of clips of floats, or a mask of another batch.
-
-  Raises:
-    ValueError: names the shape and the dtype.
-  """
-  floats = jnp.issubdtype(clips.dtype, jnp.floating)
-  if clips.ndim != 5 or not floats:
-    raise ValueError(
-      f"clips of shape {clips.shape} and dtype {clips.dtype} are not allowed: "
-      "they must be [batch, frames, height, width, channels], floats."
-    )
-  if mask is not None:
-    checks.same_shape("mask", mask.shape, "clips[:, 0]", clips.shape[:1])
+  """`resnet.check_batch` of clips."""
+  axes = ("batch", "frames", "height", "width", "channels")
+  resnet.check_batch("clips", clips, mask, axes)
 
 
 class SelfGating(nn.Module):
