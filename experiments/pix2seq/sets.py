@@ -114,6 +114,7 @@ def _canvas(data: Mapping[str, Any], split: str):
     "objects": tuple(data["objects"]),
     "sides": tuple(data["sides"]),
     "clutter": data["clutter"],
+    "noise": data["noise"],
     "ground": tuple(data["ground"]),
   }
   num = data["num_test" if test else "num_train"]

@@ -80,6 +80,7 @@ RULES: dict[str, settings.Rule] = {
   **dict.fromkeys(("data.objects", "pretrain.objects"), _pair(0)),
   **dict.fromkeys(("data.sides", "pretrain.sides"), _pair(1)),
   "data.ground": _pair(0, 255),
+  "data.noise": checks.nonnegative,
   **dict.fromkeys(
     (
       *("data.clutter", "data.num_classes", "warmup_steps", "save_every"),

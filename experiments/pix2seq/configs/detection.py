@@ -78,6 +78,8 @@ def _defaults_of_data(config):
     "objects": (1, 3),
     "sides": (9, 18),
     "clutter": 4,
+    # Standard deviation of their pixels, of 255.
+    "noise": 8.0,
     # Of each channel of canvases, least and most.
     "ground": (0, 255),
     # Of the vocabulary; 0 takes those of the data.
@@ -182,28 +184,31 @@ def _tiny(config):
 
 
 def _cpu(config):
-  del config
+  # As plain as canvases can be, so that few steps are enough.
+  config.data.update(ground=(0, 63), clutter=0, noise=0.0)
 
 
 def _missing(config):
-  config.data.missing = 0.35
+  _cpu(config)
+  config.data.missing, config.methods = 0.35, ("augmented", "plain")
 
 
 def _ablation(config):
+  _cpu(config)
   config.methods = (
-    *("augmented", "uncorrupted", "half_corrupted", "random_classes"),
-    *("order_area", "order_dist2ori", "order_none"),
-    *("bins_16", "bins_32", "bins_128", "bins_256"),
-    *("noise_weight_0.1", "noise_weight_0.5"),
+    *("augmented", "order_area", "order_dist2ori"),
+    *("bins_16", "bins_32", "bins_128"),
+    *("noise_weight_0.1", "random_classes"),
   )
+  config.num_steps, config.sweeps.top_p = 1200, ()
 
 
 def _photographs(config):
   """Small sets, from pre-training on canvases and from scratch."""
-  config.methods = ("augmented", "scratch", "plain", "detr", "detr_scratch")
+  config.methods = ("augmented", "scratch", "detr", "detr_scratch")
   config.pretrain.num_steps = 1500
   _sizes(config, 96, 2, 4, 384)
-  config.learning_rate, config.num_steps = 1e-3, 1000
+  config.learning_rate, config.num_steps = 1e-3, 600
   config.model.update(dropout=0.1)
 
 
