@@ -19,7 +19,7 @@ import jax
 
 from locojax.train import distributed, stopping
 
-MISTAKES = (ValueError, ImportError, FloatingPointError)
+MISTAKES = (ValueError, ImportError, FloatingPointError, FileNotFoundError)
 
 
 def message(error: BaseException | str) -> str:

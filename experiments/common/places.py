@@ -80,6 +80,11 @@ def data_set(
     raise ValueError(f"{key}={given!r} is not allowed here: {error}") from error
 
 
+def expanded(path: str) -> str:
+  """A path with variables of the environment and `~` filled in."""
+  return os.path.expanduser(os.path.expandvars(path))
+
+
 def there(name: str, found: str) -> str:
   """A rule: nothing, or a file or folder that is there."""
   if checks.text(name, found):
@@ -94,11 +99,11 @@ def path(
 
   Args:
     key: dotted key of the path.
-    found: the path; variables of the environment are filled in.
+    found: the path, see `expanded`.
     what: it must be, for the message.
     folder: whether it must be a folder (True) or a file (False).
   """
-  where = pathlib.Path(os.path.expandvars(found)).expanduser()
+  where = pathlib.Path(expanded(found))
   right = {None: where.exists, True: where.is_dir, False: where.is_file}
   if not found or not right[folder]():
     there = "" if not found else ", and there is none"

@@ -113,7 +113,7 @@ class Study:
       draw: draws the figure into a file.
       seeds: of the result file.
       figure: name of the figure's file.
-      notes: of the result file.
+      notes: of the result file, and below the table.
       markdown: the table, if it is not simply that of rows and columns.
       **options: of `tables.render`.
 
@@ -127,7 +127,8 @@ class Study:
     out |= {"table": str(table), "figure": str(picture)}
     if distributed.is_main():
       draw(picture)
-      folder.write_text(table, markdown + "\n")
+      below = f"\n{notes}\n" if notes else ""
+      folder.write_text(table, f"{markdown}\n{below}")
       if self.config.results:
         self.save(self.config.results, rows, seeds=seeds, notes=notes)
         draw(pathlib.Path(self.config.results).with_suffix(".png"))

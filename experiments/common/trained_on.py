@@ -9,7 +9,6 @@ come inside a package need none.
 from __future__ import annotations
 
 import functools
-import os
 import pathlib
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from experiments.common import (
   datasets,
   drawings,
   noisy_labels,
+  places,
   tabular,
   text_files,
 )
@@ -37,7 +37,7 @@ _PACKAGES = ("installed", "library")  # of this interpreter
 
 
 def _own(path: str) -> pathlib.Path:
-  return pathlib.Path(os.path.expandvars(path)).expanduser()
+  return pathlib.Path(places.expanded(path))
 
 
 def _of_set(name: str, data: Mapping[str, Any]) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import pathlib
 import sysconfig
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import datasets, trained_on
+from experiments.common import datasets, places, trained_on
 from locojax.core import checks, labels, metrics, types
 from locojax.data import client_texts, clients, words
 from locojax.methods import dp_ftrl
@@ -122,7 +121,7 @@ def _texts(data: Mapping[str, Any]) -> client_texts.Texts:
       f"data.path='' is not allowed with data.name={data['name']!r}: it must "
       "be a folder of text files, or JSON lines with a row for each role."
     )
-  path = pathlib.Path(os.path.expandvars(data["path"]))
+  path = pathlib.Path(places.expanded(data["path"]))
   if checks.one_of("data.name", data["name"], ("roles", "folder")) == "roles":
     return client_texts.shakespeare_by_role(path)
   return client_texts.texts_of_folder(path, clients=data["unit"])

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import stages, study
+from experiments.common import places, stages, study
 from experiments.l2p import networks, sets
-from locojax.core import class_masks, metrics, types
+from locojax.core import checks, class_masks, metrics, types
 from locojax.data import image, pipeline
-from locojax.nn import vit, vit_weights
+from locojax.nn import transformer, vit, vit_weights
 from locojax.train import distributed, experiment, optimizers, steps
 
 FOLDER, FILE = "backbone", "vit.npz"
@@ -148,13 +148,33 @@ def load(config) -> Backbone:
     ValueError: a file that is no vision transformer for these images.
   """
   data = config.data
-  found = vit_weights.load_vit(
-    data.checkpoint,
-    format=data.format or None,
-    image_size=data.image_size,
-    num_heads=config.model.num_heads if data.format else None,
+  try:
+    found = vit_weights.load_vit(
+      places.expanded(data.checkpoint),
+      format=data.format or None,
+      image_size=data.image_size,
+      num_heads=data.num_heads or None,
+    )
+  except ValueError as error:
+    raise ValueError(
+      f"data.checkpoint={data.checkpoint!r}: {error} (data.format and "
+      "data.num_heads say what the file does not.)"
+    ) from error
+  net, params = networks.backbone(config, found.settings), found.params
+  checks.divisible(
+    "data.image_size", data.image_size, "patches of the file", net.patch_size
   )
-  return Backbone(networks.backbone(config, found.settings), found.params)
+  channels = params["patches"]["projection"]["kernel"].shape[2]
+  if channels != data.channels:
+    checks.refuse("data.channels", data.channels, f"{channels}, of the file")
+  return Backbone(net, _in_layers(params, net))
+
+
+def _in_layers(params, net: vit.ViT):
+  """Unrolled blocks as the module wants them."""
+  if not net.scan:
+    return params
+  return {**params, "encoder": transformer.stack_blocks(params["encoder"])}
 
 
 def get(made: study.Study) -> Backbone:
@@ -170,9 +190,11 @@ def get(made: study.Study) -> Backbone:
   net = networks.backbone(config)
   params = jax.tree.map(np.asarray, state.params["backbone"])
   if distributed.is_main() and not (made.workdir / FILE).exists():
-    vit_weights.save_vit_npz(
-      made.workdir / FILE, params, num_heads=net.num_heads
-    )
+    kept = params
+    if net.scan:
+      blocks = transformer.unstack_blocks(params["encoder"])
+      kept = {**params, "encoder": blocks}
+    vit_weights.save_vit_npz(made.workdir / FILE, kept, num_heads=net.num_heads)
   return Backbone(net, params)
 
 

@@ -127,7 +127,7 @@ class Data:
     """A tenth of the examples of a task."""
     labels = self._stream.trains[task]["label"]
     rng = np.random.default_rng([self._config.seed, _VALID_STREAM, task])
-    return rng.permutation(len(labels)) < len(labels) // 10
+    return rng.permutation(len(labels)) < max(1, len(labels) // 10)
 
   def _valid(self, task: int) -> tasks.Arrays:
     """The same number of examples of each class seen, never trained on."""
@@ -170,8 +170,13 @@ class Data:
     return Stage(arrays, in_order, num_steps)
 
   def _with_valid(self, arrays: tasks.Arrays, task: int) -> Stage:
-    """A tenth of the task is for validation."""
+    """A tenth of the task, one example or more, is for validation."""
     train = ~self._is_valid(task)
+    if not train.any():
+      raise ValueError(
+        f"methods: bic is not allowed with one training image in task {task}: "
+        "it keeps one back for validation."
+      )
     arrays = {k: v[train] for k, v in arrays.items()}
     num_steps = _num_steps(self._config, int(train.sum()), False)
     return Stage(arrays, False, num_steps, self._valid(task))

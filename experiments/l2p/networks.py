@@ -88,6 +88,12 @@ def coda(config, net: vit.ViT, num_classes: int, num_tasks: int):
   """CODA-Prompt: `CODA_PER_TASK` components for each task."""
   layers = tuple(range(min(5, net.num_layers)))
   length = config.pool.length + config.pool.length % 2
+  if CODA_PER_TASK * num_tasks > net.width:
+    raise ValueError(
+      f"methods: coda_prompt with {num_tasks} tasks is not allowed for a model "
+      f"of width {net.width}: its {CODA_PER_TASK} components a task are "
+      "orthogonal, so that they can be no more than the width."
+    )
   components = l2p.CodaConfig(
     num_components=CODA_PER_TASK * num_tasks,
     length=length,

@@ -22,7 +22,6 @@ COLUMNS = {
   "accuracy": "accuracy (%)",
   "forgetting": "forgetting (points)",
   "learning_accuracy": "accuracy when learned (%)",
-  "accuracy_seen": "among classes seen (%)",
   "accuracy_batchwise": "accuracy, batch votes (%)",
   "leak": "the vote's leak (points)",
   "alive": "prompts alive",
@@ -73,7 +72,6 @@ def _numbers(found: Sequence[Mapping[str, Any]], stream) -> dict[str, float]:
   last = found[-1]
   out = {
     "accuracy": 100 * float(np.mean(last["all"])),
-    "accuracy_seen": 100 * float(np.mean(last["seen"])),
   }
   if stream.boundaries and len(found) == len(stream.trains) > 1:
     t = len(found) - 1
@@ -134,7 +132,7 @@ def draw(config, workdir, stream, path: pathlib.Path) -> pathlib.Path:
       title="accuracy on the tasks so far",
       x_label="tasks learned",
       x_whole=True,
-      y_label="%",
+      y_label="accuracy (%)",
     )
     data = {(m, 0): c for m, c in found.items()}
     standing = curves.standing_out(data, list(found), ("l2p",))
@@ -168,17 +166,28 @@ def draw_histograms(config, workdir, stream, path) -> pathlib.Path | None:
   methods = _pooled(config)
   if not methods:
     return None
-  figure, grid = figures.axes(len(methods), width=3.6, height=3.2)
-  for ax, method in zip(grid[0], methods):
+  found = {}
+  for method in methods:
     last = measured(workdir, method, config.seeds[0], stream)[-1]
-    counts = np.array(last["histogram"], np.float64)
-    share = counts / counts.sum(axis=1, keepdims=True)
-    ax.imshow(share, aspect="auto", cmap="viridis", vmin=0)
+    found[method] = np.array(last["histogram"], np.float64)
+  num = np.array([[len(test["label"])] for test in stream.tests])
+  figure, grid = figures.axes(len(methods), width=3.6, height=3.2)
+  short = [
+    name if len(name) < 19 else name[:17] + ".." for name in stream.names
+  ]
+  for ax, method in zip(grid[0], methods):
+    counts = found[method]
+    image = ax.imshow(counts / num, aspect="auto", vmin=0, vmax=1)
     alive = int((counts.sum(axis=0) > 0).sum())
-    ax.set_title(f"{method}: {alive} of {counts.shape[1]} alive", fontsize=10)
+    ax.set_title(
+      f"{method}: {alive} of {counts.shape[1]} chosen at all", fontsize=9
+    )
     ax.set_xlabel("prompt")
-    ax.set_yticks(range(len(stream.names)), stream.names, fontsize=7)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set_yticks(range(len(short)), short, fontsize=7)
   grid[0][0].set_ylabel("task")
+  bar = figure.colorbar(image, ax=list(grid[0]), shrink=0.9)
+  bar.set_label("share of images that choose it")
   return figures.save(figure, path)
 
 
@@ -187,13 +196,15 @@ def _notes(config, workdir) -> str:
   told = f"Backbone: {source}."
   place = pathlib.Path(workdir) / "backbone"
   if place.exists() and (trained := runs.load(place)).finished:
-    top = trained.result.get("evals", {}).get("test/accuracy")
+    top = trained.result.get("values", {}).get("test/accuracy")
     if top is not None:
       told += f" Its accuracy on its own test data: {100 * top:.1f} %."
   return (
     f"{told} Accuracy among all classes, each example by itself, after the "
-    "last task, mean over tasks. Batch votes: as the released code evaluates, "
-    f"batches of {config.eval_batch_size} of one task. Kept: examples a class."
+    "last task, mean over tasks. When learned: the same, on a task right after "
+    "it, mean over tasks. Batch votes: as the released code evaluates, "
+    f"batches of {config.eval_batch_size} of one task. Kept: examples a class. "
+    "Prompts alive: those that a test example chooses."
   )
 
 

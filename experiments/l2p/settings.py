@@ -39,6 +39,8 @@ RULES: dict[str, settings.Rule] = {
     ("data.checkpoint", "data.data_dir", "data.path"), places.there
   ),
   "data.format": settings.either("", settings.choice(vit_formats.FORMATS)),
+  "data.num_heads": _COUNT,
+  "data.test_share": lambda name, found: checks.between(name, found, 0.0, 1.0),
   "data.image_size": checks.positive_int,
   "data.channels": settings.choice((1, 3)),
   **dict.fromkeys(
@@ -136,12 +138,16 @@ def _check_model(config) -> None:
       "model.width", model.width, "model.num_heads", model.num_heads
     )
   side = networks.backbone(config).patch_size
-  if config.data.image_size % side:
+  if config.data.image_size % side and not config.data.checkpoint:
     checks.refuse(
       "data.image_size",
       config.data.image_size,
       f"a multiple of {side}, the side of a patch",
     )
+  if "dualprompt" in (*config.methods, config.method) and not model.preset:
+    least = "2 or more with the method dualprompt"
+    if model.num_layers < 2 and not config.data.checkpoint:
+      checks.refuse("model.num_layers", model.num_layers, least)
   steps, warmup = config.pretrain.num_steps, config.pretrain.warmup_steps
   if warmup > steps:
     checks.refuse(
@@ -156,8 +162,7 @@ def _check_tasks(config) -> None:
   if (kind == _OWN) != (names == (_OWN,)):
     checks.refuse("data.names", names, f"('{_OWN}',) for kind '{_OWN}' alone")
   if kind == _OWN:
-    if not data.path:
-      checks.refuse("data.path", "", "a folder of tasks of classes of images")
+    _check_folder(config)
   elif kind == "several":
     if len(names) < 2:
       checks.refuse("data.names", names, "two or more data sets")
@@ -170,6 +175,16 @@ def _check_tasks(config) -> None:
     checks.positive_int("data.num_tasks", data.num_tasks)
   if kind == "gaussian":
     _check_methods(config)
+
+
+def _check_folder(config) -> None:
+  """All of the user's images are taken, and read to know the classes."""
+  data = config.data
+  if not data.path:
+    checks.refuse("data.path", "", "a folder of tasks of classes of images")
+  for name in ("num_tasks", "train_per_class", "test_per_class"):
+    checks.one_of(f"data.{name} of a folder", data[name], [0])
+  checks.one_of("needs_data, with a folder", config.needs_data, [True])
 
 
 def _check_methods(config) -> None:
@@ -202,7 +217,7 @@ def _check_pool(config) -> None:
 
 def _check_data(config) -> None:
   data = config.data
-  for key in ("names", "backbone"):
+  for key in ("names",) if data.checkpoint else ("names", "backbone"):
     for name in set(data[key]) - {_OWN}:
       of, _, _ = sets.parse(f"data.{key}", name)
       places.data_set(f"data.{key}", of, data.data_dir, tuple(data[key]))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import trained_on
+from experiments.common import places, trained_on
 from experiments.l2p import sets
 from locojax.data import (
   continual,
@@ -28,7 +28,6 @@ KINDS = ("split", "several", "rotated", "gaussian", "folder")
 Arrays = dict[str, np.ndarray]
 # The last task of `rotated` is turned by so many degrees.
 _TURN = 150.0
-_TEST_SHARE = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,14 +117,21 @@ def _rotated(data) -> continual.Scenario:
 
 def _folders(data) -> continual.Scenario:
   side = (data["image_size"],) * 2
-  return continual_folders.from_folders(
-    data["path"],
-    shared_classes=data["shared_classes"],
-    test_share=None if data["has_test"] else _TEST_SHARE,
-    seed=None if data["has_test"] else data["seed"],
-    mode="L" if data["channels"] == 1 else "RGB",
-    size=side,
-  )
+  try:
+    return continual_folders.from_folders(
+      places.expanded(data["path"]),
+      shared_classes=data["shared_classes"],
+      test_share=None if data["has_test"] else data["test_share"],
+      seed=None if data["has_test"] else data["seed"],
+      mode="L" if data["channels"] == 1 else "RGB",
+      size=side,
+    )
+  except ValueError as error:
+    raise ValueError(
+      f"data.path={data['path']!r}: {error} (Settings: data.has_test, whether "
+      "it has the folders train and test; data.test_share, what is kept back "
+      "otherwise; data.shared_classes, whether tasks have the same classes.)"
+    ) from error
 
 
 def _scenario(data) -> continual.Scenario:
@@ -146,8 +152,9 @@ def _arrays(source) -> Arrays:
   return {**found, "label": np.asarray(found["label"], np.int32)}
 
 
-def _task_name(task: continual.Task) -> str:
-  ids = task.class_ids
+def _task_name(task: continual.Task, first: int) -> str:
+  """Its own name, or its classes, counted from that of the set's name."""
+  ids = [first + c for c in task.class_ids]
   if task.name:
     return task.name
   return f"{ids[0]}-{ids[-1]}" if len(ids) > 1 else str(ids[0])
@@ -157,10 +164,13 @@ def _task_name(task: continual.Task) -> str:
 def _load(data: tuple) -> Stream:
   data = dict(data)
   found = _scenario(data)
+  first = 0
+  if data["kind"] == "split":
+    _, first, _ = sets.parse("data.names", data["names"][0])
   return Stream(
     trains=tuple(_arrays(t.train) for t in found.tasks),
     tests=tuple(_arrays(t.test) for t in found.tasks),
-    names=tuple(_task_name(t) for t in found.tasks),
+    names=tuple(_task_name(t, first) for t in found.tasks),
     class_ids=tuple(t.class_ids for t in found.tasks),
     num_classes=found.num_classes,
   )

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common import datasets, pictures, trained_on
+from experiments.common import places as places_lib
 from locojax.core import checks
 from locojax.data import captions, pieces, scenes, sources
 from locojax.methods import limoe
@@ -208,7 +208,7 @@ def folder_pairs(data: Mapping[str, Any], size: int) -> Pairs:
       "data.path='' is not allowed with the data set 'folder': it must be a "
       "folder of images with captions (see locojax.data.captions)."
     )
-  path = pathlib.Path(os.path.expandvars(data["path"]))
+  path = pathlib.Path(places_lib.expanded(data["path"]))
   source = captions.from_caption_folder(path, size=(size, size))
   order = np.random.default_rng(data["seed"]).permutation(len(source))
   num = max(1, round(data["held_out_share"] * len(source)))
@@ -263,7 +263,7 @@ def load(data: Mapping[str, Any]) -> Pairs:
 def _tokenizer(items: tuple) -> pieces.Pieces:
   data = dict(items)
   if data["tokenizer"]:
-    return pieces.load(os.path.expandvars(data["tokenizer"]))
+    return pieces.load(places_lib.expanded(data["tokenizer"]))
   texts = sorted({t for several in load(data).captions for t in several})
   return pieces.train(texts, vocab_size=data["vocab_size"])
 

@@ -13,7 +13,7 @@ import sysconfig
 
 import numpy as np
 
-from experiments.common import trained_on
+from experiments.common import places, trained_on
 from locojax.core import checks
 
 NAMES = ("python", "grammar", "file")
@@ -58,6 +58,7 @@ def _python(num_bytes: int | None) -> np.ndarray:
 
 
 def _file(path: str) -> np.ndarray:
+  path = places.expanded(path)
   if not path or not pathlib.Path(path).is_file():
     raise ValueError(
       f"data.path={path!r} is not allowed: with data.name='file' it must be a "

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common import datasets, trained_on
+from experiments.common import datasets, places, trained_on
 from locojax.core import checks
 from locojax.data import (
   box_sources,
@@ -158,7 +158,7 @@ def own(path: str | os.PathLike, format: str, split: str, **settings: Any):
     ValueError: an unknown format; what the readers of `boxes` refuse.
   """
   checks.one_of("data.format", format, FORMATS)
-  root = pathlib.Path(os.path.expandvars(path)).expanduser()
+  root = pathlib.Path(places.expanded(path))
   if format == "voc":
     return boxes.from_voc(root, split=split or None, **settings)
   if format == "yolo":

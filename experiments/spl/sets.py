@@ -22,7 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import datasets, noisy_labels, pictures, trained_on
+from experiments.common import (
+  datasets,
+  noisy_labels,
+  pictures,
+  places,
+  trained_on,
+)
 from locojax.core import checks
 from locojax.data import sources, video, video_made, video_made_files
 
@@ -120,7 +126,7 @@ def num_classes(data: Mapping[str, Any]) -> int:
 
 
 def _place(path: str) -> pathlib.Path:
-  return pathlib.Path(os.path.expandvars(path)).expanduser()
+  return pathlib.Path(places.expanded(path))
 
 
 def _own_classes(path: str) -> list[str]:

@@ -55,6 +55,8 @@ def get_config(variant: str = "mnist") -> ConfigDict:
     "backbone": ("fashion_mnist", "omniglot"),
     "checkpoint": "",
     "format": "",
+    # Heads of a checkpoint that does not tell them; 0 is what it tells.
+    "num_heads": 0,
     "data_dir": "",
     "path": "",
     "image_size": 28,
@@ -64,6 +66,7 @@ def get_config(variant: str = "mnist") -> ConfigDict:
     # Of a folder: the same classes in all tasks? Are there `train` and `test`?
     "shared_classes": False,
     "has_test": False,
+    "test_share": 0.2,
     "backbone_per_class": 0,
     "seed": 0,
   }
@@ -208,6 +211,7 @@ def _folder(config):
     num_tasks=0,
     image_size=64,
     channels=3,
+    train_per_class=0,
     test_per_class=0,
   )
   config.model.patch_size = 8

@@ -6,8 +6,10 @@ Rehearsal-Free Continual Learning", arXiv 2211.13218:
   alpha_m = cos(q * A_m, K_m),   p = sum_m alpha_m P_m,
 
 the first half of p's tokens being extra keys, the second half extra values.
-A task owns the components [start, stop): those before are frozen, those after
-have no weight, so how many there are to come changes nothing.
+A task owns the components [start, stop): those before get no gradient, those
+after have no weight, so how many there are to come changes nothing. An
+optimiser with momentum must be begun anew for a task, or it would move those
+before on.
 
 Letters: B examples, M components, P tokens, Y layers, E size, H heads.
 """

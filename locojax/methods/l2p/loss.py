@@ -235,7 +235,8 @@ def make_losses_fn(
     of them; the frozen ones are then in `model_state["frozen"]`. Metrics:
     `accuracy` (among the classes that count), `reduce_sim`, `pool_entropy`,
     `pool_alive`, and `label_outside`, the share of examples whose label is no
-    class that counts: their cross-entropy would be infinite and counts as 0.
+    class that counts: their cross-entropy would be infinite and counts as 0. A
+    label that is no class of the model at all gives NaN.
 
   Raises:
     ValueError: settings that do not fit the model, and, when called, options of
@@ -260,7 +261,7 @@ def make_losses_fn(
     mask = batch.get("mask")
     images, query = _kept(batch, mask)
     out = model.apply(
-      {"params": freezing.merged(params, model_state)},
+      {"params": _whole(params, model_state)},
       images,
       train=True,
       query=query,
@@ -284,6 +285,18 @@ def make_losses_fn(
 
   losses_fn.couples_examples = pool is not None and pool.selection == "batch"
   return losses_fn
+
+
+def _whole(params, model_state):
+  """Trained and frozen weights."""
+  found = freezing.merged(params, model_state)
+  if "backbone" not in found:
+    raise ValueError(
+      f"params has {sorted(params)} and model_state has no frozen weights: of "
+      "`trained, frozen = l2p.freeze(...)` the second belongs in "
+      'model_state["frozen"].'
+    )
+  return found
 
 
 def _kept(batch, mask):

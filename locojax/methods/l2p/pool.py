@@ -233,6 +233,9 @@ class PromptPool(nn.Module):
     shape = _token_shape(config.style, config.length, self.size, self.num_heads)
     init = initializer("prompt_init", config.prompt_init)
     shape = (config.num_layers, config.pool_size, *shape)
+    if self.has_variable("params", "key"):
+      size = self.get_variable("params", "key").shape[1:]
+      checks.same_shape("query", query.shape[1:], "a key", size)
     prompt = self.param("prompt", init, shape)
     chosen = selection_lib.select_prompts(
       query,

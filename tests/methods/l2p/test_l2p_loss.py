@@ -370,3 +370,12 @@ def test_bad_models_and_labels():
   with pytest.raises(ValueError, match="vote_groups=3"):
     loss_fn = l2p.make_loss_fn(VOTER, vote_groups=3)
     jax.eval_shape(loss_fn, _parts()[0], _state(), BATCH, KEY)
+
+
+def test_forgotten_frozen_weights_and_queries_of_another_size():
+  loss_fn = l2p.make_loss_fn(MODEL)
+  with pytest.raises(ValueError, match=r'model_state\["frozen"\]'):
+    jax.eval_shape(loss_fn, _parts()[0], l2p.init_pool_state(MODEL), BATCH, KEY)
+  other = {**BATCH, "query": np.zeros((8, 5), np.float32)}
+  with pytest.raises(ValueError, match="query"):
+    jax.eval_shape(loss_fn, _parts()[0], _state(), other, KEY)
