@@ -315,11 +315,12 @@ def test_what_is_doubtful_is_named():
 
 
 def test_a_table_with_words_and_numbers(tmp_path):
-  features, labels, wrong = _planted(120, dims=2)
-  lines = ["id,colour,a,b,kind"]
+  features, labels, wrong = _planted(120)
+  lines = ["id,colour,a,b,c,d,e,f,kind"]
   for i, (row, label) in enumerate(zip(features, labels)):
     colour = ("red", "green")[i % 2]
-    lines.append(f"row {i},{colour},{row[0]},{row[1]},class {label}")
+    numbers = ",".join(map(str, row))
+    lines.append(f"row {i},{colour},{numbers},class {label}")
   path = tmp_path / "mine.csv"
   path.write_text("\n".join(lines))
   argv = [str(path), "--workdir", str(tmp_path / "out"), "--label", "kind"]
@@ -360,7 +361,7 @@ def test_gradients_do_not_see_brightness_and_know_directions():
   "arrays, words",
   [
     ({"labels": [0, 1]}, "has no .'images'."),
-    ({"labels": [0, 0], "features": np.eye(2)}, "two classes or more"),
+    ({"labels": [0] * 6, "features": np.eye(6)}, "two classes or more"),
     ({"labels": [0], "images": np.zeros((1, 8, 8))}, "must be uint8"),
     (
       {"labels": [0, 1], "images": np.zeros((1, 8, 8, 1), np.uint8)},
