@@ -278,6 +278,7 @@ def _shapes(config, made: Plan):
 def build(config) -> Experiment:
   """One trial: `config.method` with `config.options`, under `config.noise`."""
   check(config)
+  config = noisy_images.resolved(config)
   made = plan(config)
   tx = _optimizer(config, made)
   shape = noisy_images.image_shape(config.data)
@@ -445,6 +446,7 @@ def run(config, workdir: str) -> dict[str, Any]:
   Returns:
     The rows of the table and the paths of what was written.
   """
+  config = noisy_images.resolved(config)
   for name in config.methods:
     search.trials(name, config.num_trials)
   every = trials(config)
@@ -462,6 +464,7 @@ def run(config, workdir: str) -> dict[str, Any]:
 
 def evaluate(config, workdir: str) -> Mapping[str, Any]:
   """The rows of the table of a finished folder."""
+  config = noisy_images.resolved(config)
   return {"rows": noise_report.rows(config, pathlib.Path(workdir))}
 
 

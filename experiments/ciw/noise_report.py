@@ -276,15 +276,18 @@ def write(made: study.Study) -> dict[str, Any]:
   config = made.config
   found = rows(config, made.workdir)
   best = {"accuracy_last": "max", "accuracy_best": "max"}
+  # No method may weigh examples.
+  known = {name for row in found for name in row}
+  columns = {name: words for name, words in COLUMNS.items() if name in known}
   parts = []
   for noise in config.noises:
     own = [row for row in found if row["noise"] == noise]
-    parts.append(tables.render(own, COLUMNS, digits=3, best=best))
+    parts.append(tables.render(own, columns, digits=3, best=best))
   if config.results and distributed.is_main():
     _save_trials(made)
   return made.write(
     found,
-    COLUMNS,
+    columns,
     draw=lambda path: _draw(config, found, path),
     seeds=range(config.num_seeds),
     notes=f"{config.num_trials} trials for each method and noise, chosen by "

@@ -30,13 +30,15 @@ def _noise(name: str, found: str) -> str:
   return found
 
 
+# 0 of a folder: as many as there are.
+_COUNTED = ("data.num_train", "data.num_test", "data.num_classes")
 _NOISES = settings.several(_noise, what="noises")
 RULES: dict[str, settings.Rule] = {
   **settings.COMMON,
-  "data.name": settings.choice(noisy_images.SHAPES),
-  "data.data_dir": places.there,
-  "data.num_train": checks.positive_int,
-  "data.num_test": checks.positive_int,
+  "data.name": settings.choice(noisy_images.NAMES),
+  **dict.fromkeys(("data.data_dir", "data.path"), places.there),
+  "data.side": checks.positive_int,
+  **dict.fromkeys(_COUNTED, checks.nonnegative_int),
   "data.validation": lambda name, found: checks.between(name, found, 0.0, 1.0),
   "data.pool": checks.positive_int,
   "data.exact": checks.boolean,
@@ -81,6 +83,7 @@ def check(config) -> None:
     ValueError: names the key, its value, and what is allowed.
   """
   settings.check(config, RULES)
+  config = _counted(config)
   _check_images(config)
   _check_sizes(config)
   _check_drops(config)
@@ -100,11 +103,25 @@ def check_run(config) -> None:
     ValueError: names the key.
   """
   name, data_dir = config.data.name, config.data.data_dir
+  if name == noisy_images.FOLDER:
+    return
   if name not in datasets.DATASETS:
     checks.refuse(
       "data.name", name, f"one of {list(datasets.DATASETS)} to be read"
     )
   places.data_set("data.name", name, data_dir)
+
+
+def _counted(config):
+  """With the sizes of a folder; other sets must have theirs."""
+  data = config.data
+  if data.name == noisy_images.FOLDER:
+    what = "a folder with a folder of images for each class"
+    places.path("data.path", data.path, what, folder=True)
+    return noisy_images.resolved(config)
+  for key in ("num_train", "num_test"):
+    checks.positive_int(f"data.{key}", data[key])
+  return config
 
 
 def _classes(config) -> int:
@@ -113,7 +130,7 @@ def _classes(config) -> int:
 
 def _check_images(config) -> None:
   data, model = config.data, config.model
-  height, _, channels = noisy_images.SHAPES[data.name][0]
+  height, _, channels = noisy_images.raw_shape(data)
   settings.image_counts(config)
   settings.image_sides(config, "data.pool", height)
   for key in ("mean", "std"):

@@ -5,26 +5,48 @@
 SOURCE is one of
 
 * a folder of images, `SOURCE/<class>/<anything>.png` (`--size 32` resizes);
-* an `.npz` file with `images` uint8 `[n, height, width, channels]` and `labels`
-  `[n]`, and if wanted `names`, `classes` and `is_noisy`;
+* a table, a `.csv` file with a header: `--label` names the column of labels,
+  the others are features, numbers or categories, but those of `--ignore`;
+* an `.npz` file with `labels` `[n]` and `images` uint8 `[n, height, width,
+  channels]` or `features` `[n, ...]`, and if wanted `names`, `classes` and
+  `is_noisy`;
 * an `.npz` file with `labels` and what a model of your own said of them:
   `probabilities` `[n, K]` or `[epochs, n, K]`, or `losses` `[n]` or
-  `[epochs, n]`; then nothing is trained here;
+  `[epochs, n]`; then nothing is trained here. Your model should not have been
+  trained on the examples that it judges;
 * a finished trial of the study of noisy labels (`configs/noise.py`), a folder
   `WORKDIR/trials/<noise>/<method>/<number>`: its training set, and what its
   network says at the end; `--replica` is the noise and seed in it;
 * a known data set with made noise, `digits@symmetric:0.4`, to see how it does.
 
-For images without losses or probabilities a small network is trained with CICW,
-whose weights keep it from learning wrong labels. Examples are ranked by the
-loss of their label, averaged over the later half of the epochs. DIR gets
+Without losses or probabilities models are trained, each on all folds of the
+examples but one (`--folds`), and each example is judged by the model that has
+not seen its label. CIW's weights keep them from learning wrong labels. Of
+several models, the mean of those counts that agree best with the given labels
+out of fold, within a standard error. `--model`:
+
+  auto     linear and kernel; seconds
+  linear   logistic regression on standardised columns of a table, or pixels
+           and histograms of gradients of images
+  kernel   the same on the features of a radial kernel of these
+  mlp, resnet   a network for images; minutes, and a folder to resume from
+  all      auto, and both networks if there are images
+
+Examples are ranked by the loss of their label (of networks, averaged over the
+later half of the epochs). DIR gets
 
   suspects.csv    rank, index, name, given label, what the model says instead,
-                  loss, weight (1 is an average example's)
+                  loss, weight (1 is an average example's), whether the list is
+                  to be trusted (yes, no, or unchecked: losses alone)
+  verdict.json    the same for all, why, and how each model did
   suspects.png    contact sheet of the first ones, if there are images
-  weights.png     histograms of the weights over the epochs; of right and of
-                  wrong labels apart where these are known
+  weights.png     histograms of the weights; of right and of wrong labels apart
+                  where these are known
   detection.json  precision, recall and AUC of "low weight = mislabelled", if so
+
+Exit codes: 0 done; 2 a mistake in what was asked; 3 the list is written, but
+not to be trusted: the model hardly agrees with the labels, or never says some
+of the classes. Then the list, the sheet and the verdict say so as well.
 """
 
 from __future__ import annotations
@@ -34,119 +56,155 @@ import csv
 import io
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from experiments.ciw import (
-  experiment,
-  noisy_images,
+  suspects_cheap,
+  suspects_choice,
   suspects_data,
+  suspects_folds,
+  suspects_sources,
   suspects_train,
+  suspects_views,
 )
 from experiments.common import commands
 from locojax.core import checks, files
-from locojax.data import sources
 from locojax.methods import ciw
 from locojax.methods.ciw import diagnostics
 from locojax.report import curves, figures, tables
 
 COLUMNS = ("rank", "index", "name", "label", "suggested", "loss", "weight")
+NOT_TRUSTED = "this list is not to be trusted."
+CHEAP = tuple(suspects_cheap.SETTINGS)
+MODELS = ("auto", "all", *CHEAP, *suspects_train.MODELS)
+_UNTRUSTED_CODE = 3
+late = suspects_choice.later
 
 
-def _from_folder(path: pathlib.Path, size: int | None) -> dict[str, Any]:
-  source = sources.from_image_folder(path, size=(size, size) if size else None)
-  rows = [source[i] for i in range(len(source))]
-  shapes = sorted({row["image"].shape for row in rows})
-  if len(shapes) > 1:
+def _check_arrays(found: dict[str, Any], args) -> np.ndarray:
+  """What the models see: images, or rows of features."""
+  key = "features" if "features" in found else "images"
+  if not {key, "labels"} <= set(found):
+    missing = sorted({key, "labels"} - set(found))
     raise ValueError(
-      f"the images of {path} have several sizes, {shapes[0]} and {shapes[1]} "
-      "among them: give --size."
+      f"{args.source} has no {missing}: it needs labels and images or "
+      "features, or labels and losses or probabilities."
     )
+  rows, labels = found[key], np.asarray(found["labels"])
+  if key == "images" and (rows.ndim != 4 or rows.dtype != np.uint8):
+    raise ValueError(
+      f"images of dtype {rows.dtype} and shape {rows.shape} are not "
+      "allowed: they must be uint8 [n, height, width, channels]."
+    )
+  checks.same_shape(key, rows.shape[:1], "labels", labels.shape)
+  return rows
+
+
+def candidates(
+  rows: np.ndarray,
+  labels: np.ndarray,
+  folds: np.ndarray,
+  args,
+  num_classes: int,
+) -> list[suspects_choice.Candidate]:
+  """What each model that is asked for says out of fold."""
+  has_images = suspects_views.are_images(rows)
+  nets = suspects_train.MODELS if has_images else ()
+  kinds = {"auto": CHEAP, "all": (*CHEAP, *nets)}.get(args.model, (args.model,))
+  cheap = [kind for kind in kinds if kind in CHEAP]
+  out = []
+  if cheap:
+    found = suspects_cheap.probabilities(
+      cheap, rows, labels, folds, num_classes=num_classes, seed=args.seed
+    )
+    out += [suspects_choice.Candidate(k, s, p[None]) for k, s, p in found]
+  for kind in kinds:
+    if kind in cheap:
+      continue
+    checks.one_of("model without images", kind, (*CHEAP, *nets))
+    p = suspects_train.probabilities(
+      rows,
+      labels,
+      folds,
+      num_classes=num_classes,
+      workdir=pathlib.Path(args.workdir) / "training" / kind,
+      model=kind,
+      num_epochs=args.epochs,
+      batch_size=args.batch_size,
+      seed=args.seed,
+    )
+    out.append(suspects_choice.Candidate(kind, {}, p))
+  return out
+
+
+def judged(found: dict[str, Any], args) -> tuple[dict[str, Any], list[Any]]:
+  """The arrays with the probabilities of the best model; how each did."""
+  rows = _check_arrays(found, args)
+  if "classes" in found:
+    num_classes = len(found["classes"])
+  else:
+    num_classes = int(checks.integers("labels", found["labels"]).max()) + 1
+  labels = suspects_data.check_labels(found["labels"], num_classes)
+  folds = suspects_folds.stratified(labels, args.folds, seed=args.seed)
+  several = candidates(rows, labels, folds, args, num_classes)
+  p, measured = suspects_choice.choose(several, labels)
+  kept = {k: v for k, v in found.items() if k != "features"}
+  return {**kept, "probabilities": p}, measured
+
+
+def verdict(
+  data: suspects_data.Collected,
+  *,
+  models: Sequence[dict[str, Any]] = (),
+  num_folds: int | None = None,
+) -> dict[str, Any]:
+  """Whether the list is to be trusted, why not, and how each model did.
+
+  Args:
+    data: with the probabilities of the model that was chosen.
+    models: rows of `suspects_choice.choose`.
+    num_folds: of what is out of fold; None where it is not known to be.
+  """
+  out = {"folds": num_folds, "models": list(models)}
+  if data.probabilities is None:
+    return {"trusted": "unchecked", "warnings": [], **out}
+  p = late(data.probabilities)
+  found = suspects_choice.warnings(
+    p, data.labels, classes=data.classes, num_folds=num_folds
+  )
+  measured = suspects_choice.measured(p, data.labels)
+  top = np.unique(data.labels, return_counts=True)[1].max() / len(data.labels)
   return {
-    "images": np.stack([row["image"] for row in rows]),
-    "labels": np.array([row["label"] for row in rows]),
-    "names": np.array([str(pathlib.Path(f).name) for f in source.files]),
-    "classes": np.array(source.classes),
+    "trusted": "no" if found else "yes",
+    "warnings": found,
+    **measured,
+    "commonest_class": float(top),
+    **out,
   }
 
 
-def _from_known(text: str, num_train: int, seed: int) -> dict[str, Any]:
-  name, _, noise = text.partition("@")
-  data = {"name": name, "data_dir": "", "validation": 0.0, "pool": 1}
-  data |= {"num_train": num_train, "num_test": 1, "exact": False}
-  part = noisy_images.make(data, noise, seed)["train"]
-  return {"images": part.image, "labels": part.label, "is_noisy": part.wrong}
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  checks.one_of(f"suffix of {path}", path.suffix, [".npz"])
-  try:
-    with np.load(path, allow_pickle=False) as f:
-      return dict(f)
-  except (ValueError, OSError) as error:
-    raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def _arrays(args) -> dict[str, Any]:
-  path = pathlib.Path(args.source)
-  if (path / "config.json").is_file():
-    return experiment.training_set(path.absolute(), args.replica)
-  if path.is_dir():
-    return _from_folder(path, args.size)
-  if path.is_file():
-    return _read(path)
-  if "@" in args.source:
-    return _from_known(args.source, args.num_train, args.seed)
-  raise ValueError(
-    f"source={args.source!r} is not allowed: it must be a folder of images or "
-    "of a finished trial, an .npz file, or a data set with noise, as "
-    "'digits@symmetric:0.4'."
-  )
-
-
-def _trained(found: dict[str, Any], args) -> dict[str, Any]:
-  """With the probabilities of a network that is trained on the images."""
-  missing = {"images", "labels"} - set(found)
-  if missing:
-    raise ValueError(
-      f"{args.source} has no {sorted(missing)}: it needs images and labels, or "
-      "labels and losses or probabilities."
-    )
-  images, labels = found["images"], np.asarray(found["labels"])
-  if images.ndim != 4 or images.dtype != np.uint8:
-    raise ValueError(
-      f"images of dtype {images.dtype} and shape {images.shape} are not "
-      "allowed: they must be uint8 [n, height, width, channels]."
-    )
-  checks.same_shape("images", images.shape[:1], "labels", labels.shape)
-  if "classes" in found:
-    classes = len(found["classes"])
-  else:
-    classes = checks.integers("labels", labels).max() + 1
-  found["probabilities"] = suspects_train.probabilities(
-    images,
-    labels,
-    num_classes=int(classes),
-    workdir=pathlib.Path(args.workdir) / "training",
-    model=args.model,
-    num_epochs=args.epochs,
-    batch_size=min(args.batch_size, len(labels)),
-    seed=args.seed,
-  )
-  return found
+def say(found: dict[str, Any]) -> None:
+  """Prints how the models did, and loudly what is wrong."""
+  if found["models"]:
+    columns = ("model", "setting", "accuracy", "log_loss", "chosen")
+    print("By the given labels, out of fold:\n")
+    print(tables.render(found["models"], columns), "\n")
+  if found["trusted"] == "no":
+    stars = "*" * 72
+    print(f"{stars}\nWARNING: {NOT_TRUSTED}", file=sys.stderr)
+    for reason in found["warnings"]:
+      print(f"- {reason}", file=sys.stderr)
+    print(stars, file=sys.stderr, flush=True)
 
 
 def weights(losses: np.ndarray, lam: float) -> np.ndarray:
   """CIW weights (KL) of each epoch, mean 1, `[E, n]`."""
   made = [ciw.instance_weights(row, divergence="kl", lam=lam) for row in losses]
   return np.stack(jax.device_get(made)).astype(np.float64) * losses.shape[1]
-
-
-def late(values: np.ndarray) -> np.ndarray:
-  """Mean over the later half of the epochs."""
-  return values[len(values) // 2 :].mean(axis=0)
 
 
 def rank(data: suspects_data.Collected, lam: float) -> list[dict[str, Any]]:
@@ -186,7 +244,11 @@ def detection(data: suspects_data.Collected, lam: float) -> dict[str, float]:
 
 
 def contact_sheet(
-  data: suspects_data.Collected, ranked, path: pathlib.Path, columns: int = 12
+  data: suspects_data.Collected,
+  ranked,
+  path: pathlib.Path,
+  columns: int = 12,
+  title: str | None = None,
 ) -> pathlib.Path:
   """The images of the first rows, with given and suggested label."""
   rows = -(-len(ranked) // columns)
@@ -196,8 +258,10 @@ def contact_sheet(
   for ax, row in zip(grid.flat, ranked):
     image = data.images[row["index"]]
     ax.imshow(image.squeeze(), cmap="gray" if image.shape[-1] == 1 else None)
-    title = f"{row['label']} → {row['suggested']}"
-    ax.set_title(title, fontsize=7, pad=2)
+    words = f"{row['label']} → {row['suggested']}"
+    ax.set_title(words, fontsize=7, pad=2)
+  if title:
+    figure.suptitle(title, color="red")
   return figures.save(figure, path)
 
 
@@ -226,28 +290,44 @@ def histograms(
 
 
 def write(
-  data: suspects_data.Collected, workdir: pathlib.Path, *, lam: float, top: int
+  data: suspects_data.Collected,
+  workdir: pathlib.Path,
+  *,
+  lam: float,
+  top: int,
+  found: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-  """Writes the files of the head of this module; the rows of the list."""
+  """Writes the files of the head of this module; the rows of the list.
+
+  Args:
+    data: what is known of the examples.
+    workdir: the folder.
+    lam: of the weights.
+    top: rows on the contact sheet.
+    found: of `verdict`; None for that of the data alone.
+  """
   workdir.mkdir(parents=True, exist_ok=True)
-  ranked = rank(data, lam)
+  found = verdict(data) if found is None else found
+  ranked = [{**row, "trusted": found["trusted"]} for row in rank(data, lam)]
   text = io.StringIO(newline="")
-  out = csv.DictWriter(text, COLUMNS)
+  out = csv.DictWriter(text, (*COLUMNS, "trusted"))
   out.writeheader()
   out.writerows(ranked)
   files.write_text(workdir / "suspects.csv", text.getvalue())
+  files.write_json(workdir / "verdict.json", found)
   if data.images is not None:
-    contact_sheet(data, ranked[:top], workdir / "suspects.png")
+    title = NOT_TRUSTED if found["trusted"] == "no" else None
+    sheet = workdir / "suspects.png"
+    contact_sheet(data, ranked[:top], sheet, title=title)
   histograms(data, lam, workdir / "weights.png")
   if data.is_noisy is not None and 0 < data.is_noisy.mean() < 1:
-    found = detection(data, lam)
-    files.write_json(workdir / "detection.json", found)
-    print(tables.render([found], list(found)))
+    scores = detection(data, lam)
+    files.write_json(workdir / "detection.json", scores)
+    print(tables.render([scores], list(scores)))
   return ranked
 
 
-def main(argv: list[str]) -> None:
-  """Ranks, writes the files, and prints the first rows."""
+def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -256,22 +336,40 @@ def main(argv: list[str]) -> None:
   parser.add_argument("--top", type=int, default=48, help="on the sheet")
   parser.add_argument("--lam", type=float, default=0.5, help="of the weights")
   parser.add_argument("--size", type=int, help="resize images of a folder")
+  parser.add_argument("--label", default="label", help="column of a table")
+  parser.add_argument("--names", help="column of a table that names its rows")
+  parser.add_argument("--ignore", nargs="+", default=[], help="its columns")
   parser.add_argument("--replica", type=int, default=0, help="of a trial")
   parser.add_argument("--num-train", type=int, default=1400)
-  parser.add_argument("--model", default="auto", choices=suspects_train.MODELS)
-  parser.add_argument("--epochs", type=int, default=20)
+  parser.add_argument("--model", default="auto", choices=MODELS)
+  parser.add_argument("--folds", type=int, default=5)
+  parser.add_argument(
+    "--epochs",
+    type=int,
+    help="of a network; else 20, or more where they have few batches",
+  )
   parser.add_argument("--batch-size", type=int, default=64)
   parser.add_argument("--seed", type=int, default=0)
-  args = parser.parse_args(argv)
+  return parser
+
+
+def main(argv: list[str]) -> int:
+  """Ranks, writes the files, and prints the first rows; the exit code."""
+  args = _parser().parse_args(argv)
   checks.positive("lam", args.lam)
   checks.positive_int("top", args.top)
-  found = _arrays(args)
+  found, models, num_folds = suspects_sources.read(args), [], None
   if not {"losses", "probabilities"} & set(found):
-    found = _trained(found, args)
+    found, models = judged(found, args)
+    num_folds = args.folds
   data = suspects_data.collected(found)
-  ranked = write(data, pathlib.Path(args.workdir), lam=args.lam, top=args.top)
+  told = verdict(data, models=models, num_folds=num_folds)
+  workdir = pathlib.Path(args.workdir)
+  ranked = write(data, workdir, lam=args.lam, top=args.top, found=told)
   print(tables.render(ranked[:10], COLUMNS))
-  print(f"\nlist: {pathlib.Path(args.workdir) / 'suspects.csv'}")
+  print(f"\nlist: {workdir / 'suspects.csv'}")
+  say(told)
+  return _UNTRUSTED_CODE if told["trusted"] == "no" else 0
 
 
 if __name__ == "__main__":

@@ -90,6 +90,10 @@ def prepared(tmp_path, monkeypatch):
   for split in ("train", "test"):
     (data / "text" / f"gsm8k_{split}.jsonl.gz").write_bytes(b"")
   (data / "own" / "rows.jsonl").write_text("")
+  for name in ("left", "right"):
+    (data / "own" / name).mkdir()
+    for i in range(40):
+      (data / "own" / name / f"{i}.png").write_bytes(b"")
   monkeypatch.setenv("TFDS_DATA_DIR", str(data))
   monkeypatch.setenv("LOCOJAX_DATA_DIR", str(data))
   return data

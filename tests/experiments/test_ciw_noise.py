@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 from experiments.ciw import (
   bench_overhead,
@@ -122,6 +123,57 @@ def test_several_kinds_of_noise_have_panels_of_their_own(finished, tmp_path):
     noise_report._draw(config, made, tmp_path / "figure.png")
   titles = [ax.get_title() for ax in drawn[0][0]]
   assert titles == ["digits, symmetric:0.4", "digits, next:0.4"]
+
+
+def _own_folder(root):
+  """Images of two sizes: 12 dark and 13 bright ones."""
+  rng = np.random.default_rng(0)
+  for name, level, num in (("dark", 40, 12), ("light", 200, 13)):
+    (root / name).mkdir(parents=True)
+    for i in range(num):
+      side = 6 + 4 * (i % 2)
+      noise = rng.normal(0, 12, (side, side, 3))
+      pixels = np.clip(level + noise, 0, 255).astype(np.uint8)
+      Image.fromarray(pixels).save(root / name / f"{i:02d}.png")
+  return root
+
+
+def test_the_study_takes_a_folder_of_images(tmp_path):
+  path = str(_own_folder(tmp_path / "images"))
+  changes = dict(
+    data={"path": path, "side": 6},
+    model={"hidden": (8,)},
+    methods=("cross_entropy",),
+    num_epochs=4,
+    batch_size=6,
+    num_seeds=1,
+    num_trials=1,
+    noises=("symmetric:0.2",),
+    noise=("symmetric:0.2",),
+  )
+  config = _config("folder", **changes)
+  found = noisy_images.resolved(config).data
+  assert (found.num_classes, found.num_train, found.num_test) == (2, 21, 4)
+  assert noisy_images.image_shape(found) == (6, 6, 3)
+  parts = noisy_images.make(found.to_dict(), "symmetric:0.2", 0)
+  assert [len(p.label) for p in parts.values()] == [19, 2, 4]
+  assert sorted(parts["test"].label.tolist()) == [0, 0, 1, 1]
+  bright = parts["train"].image.mean(axis=(1, 2, 3)) > 120
+  np.testing.assert_array_equal(bright, parts["train"].true == 1)
+  assert len(np.unique(parts["valid"].true)) == 2  # classes are mixed
+  out = experiment.run(config, str(tmp_path / "run"))
+  [row] = out["rows"]
+  assert row["accuracy_last"][0] >= 50
+  again = experiment.run(config, str(tmp_path / "run"))
+  assert again["rows"] == out["rows"]
+  (tmp_path / "images" / "dark" / "99.png").write_bytes(
+    (tmp_path / "images" / "dark" / "00.png").read_bytes()
+  )
+  with pytest.raises(ValueError, match=r"num_train|other data"):
+    experiment.run(config, str(tmp_path / "run"))
+  with pytest.raises(ValueError, match="data.num_classes=3"):
+    wrong = {**found.to_dict(), "num_classes": 3}
+    noisy_images.make(wrong, "symmetric:0.2", 0)
 
 
 @pytest.mark.parametrize("replica", [0, 3])

@@ -9,8 +9,9 @@ noisy validation labels.
 
 Variants: tiny (seconds), cpu (digits, all methods, noise 0.2 to 0.8; minutes on
 2 cores), fashion_mnist, human (CIFAR-10 with labels of human annotators, small
-images), gpu (CIFAR-10, PreActResNet18), paper, paper_cifar100 (50,000 updates
-of batches of 128; for `--mode=check`).
+images), folder (images of your own, a folder a class; set
+`--config.data.path=DIR`), gpu (CIFAR-10, PreActResNet18), paper, paper_cifar100
+(50,000 updates of batches of 128; for `--mode=check`).
 """
 
 from ml_collections import ConfigDict
@@ -20,6 +21,7 @@ VARIANTS = (
   "cpu",
   "fashion_mnist",
   "human",
+  "folder",
   "gpu",
   "paper",
   "paper_cifar100",
@@ -66,6 +68,9 @@ def get_config(variant: str = "cpu") -> ConfigDict:
   config.data = {
     "name": "digits",
     "data_dir": "",
+    "path": "",  # of a folder, with
+    "side": 28,  # pixels, to which its images are resized, and
+    "num_classes": 0,  # of it; 0: counted, like num_train and num_test there
     "num_train": 1442,  # with validation
     "num_test": 355,
     "validation": 0.1,
@@ -129,6 +134,17 @@ def _fashion_mnist(config):
   config.methods, config.num_trials = FIGURE, 3
   config.noises = config.noise = ("symmetric:0.4", "symmetric:0.8")
   config.eval_batch_size, config.eval_epochs = 1000, 2
+
+
+def _folder(config):
+  """Labels that are right, as far as you know; noise is put on top."""
+  config.data.update(
+    name="folder", num_train=0, num_test=0, mean=(0.5,), std=(0.25,)
+  )
+  config.batch_size, config.num_epochs = 32, 40
+  config.learning_rate = 0.05
+  config.methods, config.num_trials = FIGURE, 3
+  config.noises = config.noise = ("symmetric:0.2", "symmetric:0.4")
 
 
 def _cifar10(config):
