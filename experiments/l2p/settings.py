@@ -202,7 +202,8 @@ def _check_pool(config) -> None:
 
 def _check_data(config) -> None:
   data = config.data
-  for key in ("names", "backbone"):
+  # With a checkpoint nothing is pre-trained.
+  for key in ("names",) if data.checkpoint else ("names", "backbone"):
     for name in set(data[key]) - {_OWN}:
       of, _, _ = sets.parse(f"data.{key}", name)
       places.data_set(f"data.{key}", of, data.data_dir, tuple(data[key]))
