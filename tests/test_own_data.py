@@ -47,7 +47,7 @@ PROGRAMS = [words for _, words in _rows() if words[0] == "python"]
 
 def test_every_system_has_a_row():
   named = {system for system, _ in _rows()}
-  assert named == {NAMES[n] for n in locojax.METHODS if n != "continual"}
+  assert named == {NAMES[n] for n in locojax.METHODS}
 
 
 @pytest.mark.parametrize("words", PROGRAMS, ids=lambda w: w[2])

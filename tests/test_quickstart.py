@@ -17,7 +17,7 @@ from experiments.common import launch
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "quickstart"
-SYSTEMS = [name for name in locojax.METHODS if name != "continual"]
+SYSTEMS = list(locojax.METHODS)
 
 
 def _run(*args: str) -> subprocess.CompletedProcess:

@@ -428,7 +428,7 @@ def make_step(
   """A step that hands the tape to any optax chain.
 
   Args:
-    loss_fn: any loss of the house.
+    loss_fn: any loss (`core.types.LossFn`).
     tx: `locoprop(...)`, or a chain that holds one; a transformation that takes
       no tape is run as ever.
     layers, filter: what to capture, see `taps.capture`.
