@@ -9,11 +9,11 @@ predictions.
     --config experiments/spl/configs/weak.py:cpu
 
 Variants: tiny (drawn videos in memory) and tiny_images (digits of scikit-learn;
-both seconds, no data), quick (digits, five methods), cpu (drawn videos written
-as MP4 and WebM and read back), scaling (the same, 1, 2 and 4 clips a video),
-images (CIFAR-10 with labels of human annotators as weak ones), folder (your own
-videos; set `--config.data.path`), gpu, and for `--mode=check` paper (3D
-ResNet-50, clips of 64 x 224 x 224, 40,000 pairs).
+both seconds, no data), quick (the digits, seven methods), cpu (drawn videos
+written as MP4 and WebM and read back), scaling (the same, 1, 2 and 4 clips a
+video), images (CIFAR-10 with labels of human annotators as weak ones), folder
+(your own videos; set `--config.data.path`), gpu, and for `--mode=check` paper
+(3D ResNet-50, clips of 64 x 224 x 224, 40,000 pairs).
 """
 
 from ml_collections import ConfigDict
@@ -171,12 +171,16 @@ def _tiny_images(config):
 def _quick(config):
   """Of the quickstart: digits, of which 40 % of the weak labels are wrong."""
   _images_of(config, "digits", 1, (0.3,), (0.35,))
-  config.data.update(size=8, num_target=150, num_weak=1000, num_test=600)
-  config.model.update(width=8, stage_sizes=(1,))
+  config.data.update(size=8, num_target=300, num_weak=1000, num_test=600)
+  config.model.update(width=16, stage_sizes=(1,))
   config.noise, config.augment.crop_pad = "next:0.4", 0
-  config.methods = ("scratch", "weak", "agreement", "spl_b", "random_pairs")
-  config.space.k, config.finetune.learning_rates = 20, (0.03,)
-  config.seeds = (0,)
+  config.methods = (
+    *("scratch", "weak", "agreement", "two_heads", "spl_b", "spl_top_k"),
+    "random_pairs",
+  )
+  config.teacher.num_epochs, config.pretrain.num_epochs = 80, 15
+  config.finetune.update(num_epochs=40, learning_rates=(0.1,))
+  config.space.k, config.seeds = 20, (0,)
 
 
 def _cpu(config):
