@@ -180,3 +180,17 @@ def test_the_names_for_your_own_code_are_public():
   assert {system for system, _ in named} == set(locojax.METHODS)
   for system, name in named:
     assert name in getattr(locojax, system).__all__, (system, name)
+
+
+@pytest.mark.parametrize(
+  "path",
+  [p for p in READMES if p.parent.parent.name == "experiments"],
+  ids=lambda p: p.parent.name,
+)
+def test_readmes_of_experiments_begin_with_advice(path):
+  _, first, *_ = re.split(r"^## ", _text(path), flags=re.MULTILINE)
+  assert first.startswith("When to use it\n")
+  told = re.findall(r"^- \*\*(.+?)\*\*", first, flags=re.MULTILINE)
+  assert told == ["Take it", "Leave it", "Set first", "It costs", "Try it"]
+  quick = "" if path.parent.name == "locoprop" else f" {path.parent.name}"
+  assert f"`./scripts/quickstart{quick}`" in first
