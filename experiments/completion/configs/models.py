@@ -176,6 +176,7 @@ def _quick(config):
   config.data.max_bytes, config.tokenizer.max_bytes = 4_000_000, 2_000_000
   config.eval.update(num_positions=60, num_members=60, num_several=12)
   config.eval.num_texts = 6
+  config.tokenizer.vocab_size, config.num_steps = 1024, 1000
   config.methods, config.seeds = ("line", "ngram"), (0,)
 
 
