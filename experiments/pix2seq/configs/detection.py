@@ -184,6 +184,7 @@ def _tiny(config):
 
 def _quick(config):
   """Of the quickstart."""
+  _cpu(config)
   config.data.update(num_train=2048, num_test=100)
   config.methods, config.seeds = ("augmented", "plain"), (0,)
   config.num_steps, config.num_evals = 600, 2
