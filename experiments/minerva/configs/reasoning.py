@@ -117,7 +117,7 @@ def _tiny(config):
 def _quick(config):
   """Of the quickstart."""
   config.conditions, config.seeds = ("preserved", "answer_only"), (0,)
-  config.data.num_test, config.num_steps = 48, 700
+  config.data.num_test, config.num_steps = 48, 600
   config.sampling.num_samples, config.ks = 16, (1, 2, 4, 8)
 
 
