@@ -187,7 +187,7 @@ def _quick(config):
   _cpu(config)
   config.data.update(num_train=2048, num_test=100)
   config.methods, config.seeds = ("augmented", "plain"), (0,)
-  config.num_steps, config.num_evals = 600, 2
+  config.num_steps, config.num_evals = 1000, 2
   config.sweeps.update(top_p=(0.4,), eos_offset=(2.0,))
 
 
