@@ -169,3 +169,28 @@ def test_every_method_of_the_package_is_in_the_table():
   states = [r.split("| ")[-1] for r in rows if "|" in r]
   there = [s for s in states if s.startswith(("done", "runs"))]
   assert len(there) == len(locojax.METHODS)
+
+
+def test_the_names_for_your_own_code_are_public():
+  import locojax
+
+  text = _text(ROOT / "README.md").split("\n## In your own code\n")[1]
+  found = re.findall(r"`(?:nnx[^`]*\()?(\w+)\.(\w+)", text.split("\n## ")[0])
+  named = [(system, name) for system, name in found if system != "tests"]
+  assert {system for system, _ in named} == set(locojax.METHODS)
+  for system, name in named:
+    assert name in getattr(locojax, system).__all__, (system, name)
+
+
+@pytest.mark.parametrize(
+  "path",
+  [p for p in READMES if p.parent.parent.name == "experiments"],
+  ids=lambda p: p.parent.name,
+)
+def test_readmes_of_experiments_begin_with_advice(path):
+  _, first, *_ = re.split(r"^## ", _text(path), flags=re.MULTILINE)
+  assert first.startswith("When to use it\n")
+  told = re.findall(r"^- \*\*(.+?)\*\*", first, flags=re.MULTILINE)
+  assert told == ["Take it", "Leave it", "Set first", "It costs", "Try it"]
+  quick = "" if path.parent.name == "locoprop" else f" {path.parent.name}"
+  assert f"`./scripts/quickstart{quick}`" in first

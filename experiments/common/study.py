@@ -64,6 +64,8 @@ class Study:
     """
     stopping.stop_if_due(f"before {name}")
     known = any((where / n).exists() for n in (folder.RESULT, stages.DIVERGED))
+    if not known and not self.new:
+      self._announce()
     started = time.monotonic()
     out = train()
     self._done += 1
@@ -73,6 +75,12 @@ class Study:
     said = self._end(where) if end is None else end
     stages.say(f"[{self._done}/{self._total}] {name}: {said}{self._left()}")
     return out
+
+  def _announce(self) -> None:
+    """Says how much there is to do, before anything shows how long it takes."""
+    left = self._total - self._done
+    if left > 1:
+      stages.say(f"{left} runs; the time for all is told after the first.")
 
   def _end(self, where: pathlib.Path) -> str:
     found = stages.result(where)

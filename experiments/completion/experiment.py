@@ -251,6 +251,21 @@ def _cell(made: study.Study, cell, languages) -> None:
   asking.ask(one, where, model, asked)
 
 
+def tell_missing(config, languages) -> None:
+  """Says which languages have no engine here, and what is left out for it."""
+  if not config.eval.num_members or config.eval.engine == settings.NO_ENGINE:
+    return
+  found = asking.engines_of(config, languages)
+  missing = [name for name in languages if name not in found]
+  if missing:
+    stages.say(
+      f"no engine is installed for {', '.join(missing)}: re-ranked lists, "
+      "checked lines and simulated users are left out there. Install it "
+      "(`./scripts/install_engines`) and run the same command again: nothing "
+      "is trained anew."
+    )
+
+
 def run(config, workdir: str) -> dict[str, Any]:
   """All methods over all seeds; resumes.
 
@@ -265,6 +280,7 @@ def run(config, workdir: str) -> dict[str, Any]:
     ) as made,
     programs.kept(made.workdir),
   ):
+    tell_missing(config, languages)
     for cell in cells:
       _cell(made, cell, languages)
     distributed.sync("asked")

@@ -46,7 +46,8 @@ class Participation:
 
   Attributes:
     num_rounds: T.
-    max_participations, min_sep: k and b.
+    max_participations, min_sep: rounds that one user is in at most, and the
+      least difference of two of them (k and b of the literature).
     rate: share of the clients in a round, for Poisson cohorts.
     delta: of eps.
     restart: when trees restart, for the methods that do; None: every `min_sep`

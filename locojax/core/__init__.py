@@ -1,1 +1,1 @@
-"""Words that all other rooms use: types, checks, trees, boxes, files, mesh."""
+"""What all other packages use: types, checks, trees, boxes, files, mesh."""

@@ -1,6 +1,6 @@
 """Boxes in the layouts that people write them in.
 
-The house keeps boxes as `yxyx`: (ymin, xmin, ymax, xmax). Other layouts are
+This library keeps boxes as `yxyx`: (ymin, xmin, ymax, xmax). Other layouts are
 named in full: `xyxy`, `xywh` (COCO: left, top, width, height) and `cxcywh`
 (YOLO, DETR: centre and size). Functions keep pixels or shares as they are, and
 return NumPy for NumPy, JAX for JAX.

@@ -9,7 +9,7 @@ A label is bad if it is no integer in [0, number of classes).
             averaged over it. It never counts as another class.
   removed   A label under a mask (or of weight 0) is not looked at.
 
-Every loss and metric of the house that takes integer labels follows it.
+Every loss and metric of this library that takes integer labels follows it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a video is to the rest of the house, and one in memory.
+"""What a video is to the rest of the library, and one in memory.
 
 Files, folders of frames and records have the same few members, so that
 samplers, clips and sources do not know what they read.

@@ -2,7 +2,7 @@
 
 A cache is any pytree of arrays that have one row for each sequence of the
 batch. `axes` says where: one number for all leaves, a tree of numbers, or None
-for the convention of the house: a leaf below `blocks` (a scanned stack) has
+for the convention of `locojax`: a leaf below `blocks` (a scanned stack) has
 the layers first and the rows second, any other leaf has the rows first.
 """
 

@@ -113,7 +113,7 @@ def grad_cam(
       score log sum_k b_k exp z_k: of several classes together.
     layer: path of the layer, such as `stage_3_block_2`; None is the last of
       the outermost layers whose output has places: for the residual networks
-      of the house the last block, after gate, addition and activation.
+      of `locojax.nn` the last block, after gate, addition and activation.
     upsample_to: size of the places, such as (T, H, W), by linear
       interpolation; None keeps the layer's.
     normalize: whether the largest value of each example is 1; maps of zeros

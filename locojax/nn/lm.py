@@ -1,6 +1,6 @@
 """Language models: a decoder alone or under an encoder, with a cache.
 
-A decoder generates by three functions, which the `decode` room takes:
+A decoder generates by three functions, which `locojax.decode` takes:
 
     cache, kept, logits = lm.prefill(model, params, prompts, valid=valid)
     step = lm.next_token(model, params, kept)

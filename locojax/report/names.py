@@ -1,6 +1,6 @@
 """Look-ups by name that fail with the names there are.
 
-This room imports nothing of the package, so it has its own.
+`locojax.report` imports nothing of the package, so it has its own.
 """
 
 from __future__ import annotations

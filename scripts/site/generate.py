@@ -20,7 +20,7 @@ METHODS = ROOT / "locojax" / "methods"
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 _MARK = re.compile(r"^<!-- .*? -->\n", re.MULTILINE)
 FRONT = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
-# Rooms of the library with names to import, and what they are.
+# Packages of the library with names to import, and what they are.
 ROOMS = {
   "nn": "shared flax modules",
   "decode": "generation by any step function",
@@ -97,7 +97,7 @@ def _library(name: str) -> str:
 
 
 def _room(name: str, what: str) -> str:
-  """The reference page of a room: its modules with all public names."""
+  """The reference page of a package: its modules with all public names."""
   lines = [f"# locojax.{name}", "", f"{what[0].upper()}{what[1:]}.", ""]
   for path in sorted((ROOT / "locojax" / name).glob("[a-z]*.py")):
     module = f"locojax.{name}.{path.stem}"

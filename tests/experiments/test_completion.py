@@ -262,3 +262,18 @@ def test_what_was_asked_is_kept(finished):
     (report.folder(folder, "line", "", 0) / asking.ASKED).read_text()
   )
   assert set(said["python"]) == {"lines", "several", "asked"}
+
+
+def test_a_missing_engine_is_told(capsys, monkeypatch):
+  config = _config(eval__engine="auto")
+  monkeypatch.setattr(engines, "is_installed", lambda name: False)
+  experiment.tell_missing(config, ("python", "go"))
+  said = capsys.readouterr().out
+  assert said.startswith("no engine is installed for python, go: re-ranked")
+  experiment.tell_missing(_config(eval__engine="none"), ("python",))
+  experiment.tell_missing(
+    _config(eval__engine="auto", eval__num_members=0), ("python",)
+  )
+  monkeypatch.setattr(engines, "is_installed", lambda name: True)
+  experiment.tell_missing(config, ("python",))
+  assert not capsys.readouterr().out

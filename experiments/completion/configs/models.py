@@ -6,16 +6,20 @@ often; an encoder-decoder is held against counting n-grams.
   python -m experiments.run --workdir runs/completion \\
     --config experiments/completion/configs/models.py:cpu
 
-Variants: tiny (seconds, standard library), cpu (packages of this Python),
-masking (what training hides, and decoders alone), languages (of `data.path`,
-as made by `scripts.prepare_code`: one model against one for each), folder (your
-own code: set `--config.data.path`), gpu (67M parameters), and for
-`--mode=check` paper (0.5B).
+Variants: tiny (seconds, standard library), quick (a small model beside
+n-grams), cpu (packages of this Python), masking (what training hides, and
+decoders alone), languages (of `data.path`, as made by `scripts.prepare_code`:
+one model against one for each), folder (your own code: set
+`--config.data.path`), gpu (67M parameters), and for `--mode=check` paper
+(0.5B).
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("tiny", "cpu", "masking", "languages", "folder", "gpu", "paper")
+VARIANTS = (
+  *("tiny", "quick", "cpu", "masking", "languages", "folder", "gpu"),
+  "paper",
+)
 
 
 def get_config(variant: str = "cpu") -> ConfigDict:
@@ -164,6 +168,16 @@ def _short(config):
   config.batch_size, config.num_steps = 16, 300
   config.optimizer.warmup_steps, config.eval_batches = 40, 4
   config.eval.update(num_members=0, num_several=0)
+
+
+def _quick(config):
+  """Of the quickstart."""
+  _short(config)
+  config.data.max_bytes, config.tokenizer.max_bytes = 4_000_000, 2_000_000
+  config.eval.update(num_positions=60, num_members=60, num_several=12)
+  config.eval.num_texts = 6
+  config.tokenizer.vocab_size, config.num_steps = 1024, 1000
+  config.methods, config.seeds = ("line", "ngram"), (0,)
 
 
 def _masking(config):

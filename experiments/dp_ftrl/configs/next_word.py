@@ -5,8 +5,8 @@
 
 Variants: tiny (seconds), cpu (the files of Python's standard library are the
 clients), shakespeare (speaking roles; `--config.data.path=` JSON lines), folder
-(any folder of text files, `--config.data.path=DIR`), gpu, paper (2000 rounds of
-6528 devices, 1.4 million parameters; for `--mode=check`).
+(any folder of text files, `--config.data.path=DIR`; one method and seed), gpu,
+paper (2000 rounds of 6528 devices, 1.4 million parameters; for `--mode=check`).
 """
 
 from ml_collections import ConfigDict
@@ -92,7 +92,10 @@ def _shakespeare(config):
 
 
 def _folder(config):
+  """One method; others by `--config.methods`, as of `METHODS`."""
   config.data.name = "folder"
+  config.methods, config.rhos = ("tree_honaker",), (2.0,)
+  config.seeds = (0,)
 
 
 def _gpu(config):

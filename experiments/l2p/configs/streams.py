@@ -10,12 +10,12 @@ frozen features stand beside them.
     --config experiments/l2p/configs/streams.py:mnist
 
 Variants: tiny (digits of scikit-learn, seconds), cpu (the same with a backbone
-of drawn shapes, minutes; both need no data), mnist (Split-MNIST), five (MNIST,
-Fashion-MNIST, CIFAR-10, Omniglot, emoji, one after the other), cifar
-(Split-CIFAR-10), rotated (MNIST turned further from task to task, the same
-classes), gaussian (no boundaries between tasks), folder (your own; set
-`--config.data.path`), gpu (wider and longer), and for `--mode=check` the sizes
-of the paper: paper (ViT-B/16, Split CIFAR-100).
+of drawn shapes, minutes), quick (six methods of it, one seed; the three need no
+data), mnist (Split-MNIST), five (MNIST, Fashion-MNIST, CIFAR-10, Omniglot,
+emoji, one after the other), cifar (Split-CIFAR-10), rotated (MNIST turned
+further from task to task, the same classes), gaussian (no boundaries between
+tasks), folder (your own; set `--config.data.path`), gpu (wider and longer), and
+for `--mode=check` the sizes of the paper: paper (ViT-B/16, Split CIFAR-100).
 """
 
 from ml_collections import ConfigDict
@@ -34,8 +34,8 @@ _FEWER = (
   *("ewc", "er", "derpp", "joint"),
 )
 VARIANTS = (
-  *("tiny", "cpu", "mnist", "five", "cifar", "rotated", "gaussian"),
-  *("folder", "gpu", "paper"),
+  *("tiny", "quick", "cpu", "mnist", "five", "cifar", "rotated"),
+  *("gaussian", "folder", "gpu", "paper"),
 )
 
 
@@ -154,6 +154,16 @@ def _cpu(config):
   config.model.patch_size = 4
   config.pretrain.crop_pad = 1
   config.batch_size, config.num_epochs = 32, 5
+
+
+def _quick(config):
+  """Of the quickstart."""
+  _cpu(config)
+  config.methods = (
+    *("l2p", "ft_seq", "ewc", "er"),
+    *("nearest_mean", "linear_probe"),
+  )
+  config.pretrain.num_steps, config.seeds = 600, (0,)
 
 
 def _mnist(config):

@@ -7,12 +7,12 @@ model of equal compute.
   python -m experiments.run --workdir runs/limoe_scenes \\
     --config experiments/limoe/configs/pairs.py:cpu
 
-Variants: tiny (seconds), cpu (scenes drawn on the spot, minutes a run on 2
-cores), emoji (drawings of several vendors, by tfds), emoji_small (the same, a
-narrower model and more steps, so that what it can hold decides), folder (your
-own; set `--config.data.path`), gpu (three sets together, wider), and for
-`--mode=check` the paper's sizes: paper (H/14), paper_l16, paper_b16, paper_b32,
-paper_s16, paper_s32.
+Variants: tiny (seconds), quick (three conditions, a short run of each), cpu
+(scenes drawn on the spot, minutes a run on 2 cores), emoji (drawings of several
+vendors, by tfds), emoji_small (the same, a narrower model and more steps, so
+that what it can hold decides), folder (your own; set `--config.data.path`), gpu
+(three sets together, wider), and for `--mode=check` the paper's sizes: paper
+(H/14), paper_l16, paper_b16, paper_b32, paper_s16, paper_s32.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,10 @@ PAPER = {
   "paper_s16": ("S/16", 8, "v5e:8x8"),
   "paper_s32": ("S/32", 8, "v5e:8x8"),
 }
-VARIANTS = ("tiny", "cpu", "emoji", "emoji_small", "folder", "gpu", *PAPER)
+VARIANTS = (
+  *("tiny", "quick", "cpu", "emoji", "emoji_small", "folder", "gpu"),
+  *PAPER,
+)
 CONDITIONS = (
   "no_aux",
   "classic",
@@ -120,6 +123,12 @@ def _tiny(config):
     ("classic", "limoe", "dense_two_tower"),
     (0,),
   )
+
+
+def _quick(config):
+  """Of the quickstart."""
+  config.conditions = ("classic", "limoe", "dense_one_tower")
+  config.seeds, config.num_steps, config.num_evals = (0,), 300, 3
 
 
 def _cpu(config):

@@ -8,10 +8,11 @@ with k and levels off, any of k rises further, the likeliest of k is between.
   python -m experiments.run --workdir runs/minerva_cpu \\
     --config experiments/minerva/configs/reasoning.py:cpu
 
-Variants: tiny (seconds), cpu (drawn problems, minutes a run on 2 cores), gsm8k
-(real text: GSM8K, alone and after drawn problems), own (your JSON lines; set
-`--config.data.path`), gpu (GSM8K, a wider model), and for `--mode=check` PaLM's
-sizes as Minerva goes on with them: paper (540B), paper_62b, paper_8b.
+Variants: tiny (seconds), quick (two conditions, fewer samples), cpu (drawn
+problems, minutes a run on 2 cores), gsm8k (real text: GSM8K, alone and after
+drawn problems), own (your JSON lines; set `--config.data.path`), gpu (GSM8K, a
+wider model), and for `--mode=check` PaLM's sizes as Minerva goes on with them:
+paper (540B), paper_62b, paper_8b.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ PAPER = {
   "paper_62b": ("palm_62b", 128, 416_000, 520_000, (32, 8), "v4:4x8x8"),
   "paper_8b": ("palm_8b", 128, 624_000, 1_000_000, (32, 2), "v4:4x4x4"),
 }
-VARIANTS = ("tiny", "cpu", "gsm8k", "own", "gpu", *PAPER)
+VARIANTS = ("tiny", "quick", "cpu", "gsm8k", "own", "gpu", *PAPER)
 
 
 def get_config(variant: str = "cpu") -> ConfigDict:
@@ -111,6 +112,13 @@ def _tiny(config):
   config.sampling.update(num_samples=4, max_new_tokens=8, batch=2)
   config.ks = (1, 2, 4)
   config.conditions, config.seeds = ("preserved", "stripped"), (0,)
+
+
+def _quick(config):
+  """Of the quickstart."""
+  config.conditions, config.seeds = ("preserved", "answer_only"), (0,)
+  config.data.num_test, config.num_steps = 48, 600
+  config.sampling.num_samples, config.ks = 16, (1, 2, 4, 8)
 
 
 def _cpu(config):

@@ -7,20 +7,21 @@ set prediction of the same backbone and budget.
   python -m experiments.run --workdir runs/pix2seq_shapes \\
     --config experiments/pix2seq/configs/detection.py:cpu
 
-Variants: tiny (seconds), cpu (canvases of shapes, drawn on the spot), missing
-(the same, where each box is left out with probability 0.35 at every showing),
-ablation (orders, bins, corruptions), cells (blood cells, by tfds), coco128 (256
-photographs, by tfds), both from pre-training on canvases against from scratch;
-own (your folder: set `--config.data.path` and `--config.data.format`), gpu
-(pasted pictures, wider), and for `--mode=check` the paper's sizes at 1333
-pixels: paper (ResNet-50) and paper_vit_l.
+Variants: tiny (seconds), quick (two methods, a short run of each), cpu
+(canvases of shapes, drawn on the spot), missing (the same, where each box is
+left out with probability 0.35 at every showing), ablation (orders, bins,
+corruptions), cells (blood cells, by tfds), coco128 (256 photographs, by tfds),
+both from pre-training on canvases against from scratch; own (your folder: set
+`--config.data.path` and `--config.data.format`), gpu (pasted pictures, wider),
+and for `--mode=check` the paper's sizes at 1333 pixels: paper (ResNet-50) and
+paper_vit_l.
 """
 
 from ml_collections import ConfigDict
 
 VARIANTS = (
-  *("tiny", "cpu", "missing", "ablation", "cells", "coco128", "own", "gpu"),
-  *("paper", "paper_vit_l"),
+  *("tiny", "quick", "cpu", "missing", "ablation", "cells", "coco128"),
+  *("own", "gpu", "paper", "paper_vit_l"),
 )
 _COCO_IMAGES = 118_287
 
@@ -181,6 +182,15 @@ def _tiny(config):
   config.num_evals, config.eval_batch_size, config.log_every = 1, 8, 1
   config.num_pictures = 2
   config.methods, config.seeds = ("augmented", "plain", "detr_scratch"), (0,)
+
+
+def _quick(config):
+  """Of the quickstart."""
+  _cpu(config)
+  config.data.update(num_train=2048, num_test=100)
+  config.methods, config.seeds = ("augmented", "plain"), (0,)
+  config.num_steps, config.num_evals = 1000, 2
+  config.sweeps.update(top_p=(0.4,), eos_offset=(2.0,))
 
 
 def _cpu(config):

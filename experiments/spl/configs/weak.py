@@ -8,12 +8,12 @@ predictions.
   python -m experiments.run --workdir runs/spl_cpu \\
     --config experiments/spl/configs/weak.py:cpu
 
-Variants: tiny (drawn videos in memory) and tiny_images (digits of
-scikit-learn; both seconds, no data), cpu (drawn videos written as MP4 and WebM
-and read back), scaling (the same, 1, 2 and 4 clips a video), images (CIFAR-10
-with labels of human annotators as weak ones), folder (your own videos; set
-`--config.data.path`), gpu, and for `--mode=check` paper (3D ResNet-50, clips of
-64 x 224 x 224, 40,000 pairs).
+Variants: tiny (drawn videos in memory) and tiny_images (digits of scikit-learn;
+both seconds, no data), quick (the digits, seven methods), cpu (drawn videos
+written as MP4 and WebM and read back), scaling (the same, 1, 2 and 4 clips a
+video), images (CIFAR-10 with labels of human annotators as weak ones), folder
+(your own videos; set `--config.data.path`), gpu, and for `--mode=check` paper
+(3D ResNet-50, clips of 64 x 224 x 224, 40,000 pairs).
 """
 
 from ml_collections import ConfigDict
@@ -26,8 +26,8 @@ METHODS = (
 )
 _IMAGE_METHODS = tuple(m for m in METHODS if m != "images")
 VARIANTS = (
-  *("tiny", "tiny_images", "cpu", "scaling", "images", "folder", "gpu"),
-  "paper",
+  *("tiny", "tiny_images", "quick", "cpu", "scaling", "images"),
+  *("folder", "gpu", "paper"),
 )
 _DATA = {
   "name": "made_files",
@@ -166,6 +166,21 @@ def _tiny_images(config):
   config.model.update(width=4, stage_sizes=(1,), temporal_kernels=())
   config.noise, config.augment.crop_pad, config.batch_size = "next:0.4", 0, 32
   config.teacher.num_epochs = 30
+
+
+def _quick(config):
+  """Of the quickstart: digits, of which 40 % of the weak labels are wrong."""
+  _images_of(config, "digits", 1, (0.3,), (0.35,))
+  config.data.update(size=8, num_target=300, num_weak=1000, num_test=600)
+  config.model.update(width=16, stage_sizes=(1,))
+  config.noise, config.augment.crop_pad = "next:0.4", 0
+  config.methods = (
+    *("scratch", "weak", "agreement", "two_heads", "spl_b", "spl_top_k"),
+    "random_pairs",
+  )
+  config.teacher.num_epochs, config.pretrain.num_epochs = 80, 15
+  config.finetune.update(num_epochs=40, learning_rates=(0.1,))
+  config.space.k, config.seeds = 20, (0,)
 
 
 def _cpu(config):

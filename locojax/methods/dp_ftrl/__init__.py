@@ -8,6 +8,7 @@ Learning without Sampling or Shuffling", arXiv 2103.00039.
                          max_rounds=1000)
     step = dp_ftrl.make_step(loss_fn, tx, client_tx=optax.sgd(0.1),
                              clip=dp_ftrl.Clip(0.5), clients_per_chunk=4)
+    # 1000 rounds, each client in at most 3 of them, at least 300 apart.
     zeta_sq = dp_ftrl.tree_squared_sensitivity(1000, 3, 300)
     dp_ftrl.zcdp_to_eps(dp_ftrl.zcdp(zeta_sq, 1.0), delta=1e-6)
 """

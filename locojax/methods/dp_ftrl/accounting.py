@@ -1,11 +1,11 @@
 """From sensitivity and noise to privacy statements.
 
-zCDP: rho = zeta^2 / (2 z^2), with zeta^2 of `sensitivity` and z the noise of a
-node over the clip norm. The mechanisms here are Gaussian as a whole, and so
-mu-GDP with mu = zeta / z as well, which the `exact` conversion uses. Privacy is
-that of one user with all their data over all rounds, by replacement with zeros.
-Not covered: hyperparameters tuned on private data, metrics released without
-noise.
+zCDP: rho = zeta^2 / (2 z^2), with the squared sensitivity zeta^2 (of the module
+`sensitivity`) and the noise multiplier z, the noise of a node over the clip
+norm. The mechanisms here are Gaussian as a whole, and so mu-GDP with
+mu = zeta / z as well, which the `exact` conversion uses. Privacy is that of one
+user with all their data over all rounds, by replacement with zeros. Not
+covered: hyperparameters tuned on private data, metrics released without noise.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ EXTRA = "this needs dp-accounting: pip install 'locojax[dp]'"
 
 
 def zcdp(squared_sensitivity: float, noise_multiplier: float) -> float:
-  """rho = zeta^2 / (2 z^2); infinite without noise.
+  """rho of zero-concentrated differential privacy; infinite without noise.
+
+  rho = squared sensitivity / (2 noise_multiplier^2).
 
   >>> round(zcdp(79, 7.0), 8)
   0.80612245
@@ -177,7 +179,7 @@ def noise_multiplier_for(
   """The noise multiplier z that gives a wanted privacy.
 
   Args:
-    squared_sensitivity: zeta^2.
+    squared_sensitivity: zeta^2, such as `tree_squared_sensitivity` gives.
     rho: zCDP wanted; or else
     eps, delta, method: as of `zcdp_to_eps`.
 

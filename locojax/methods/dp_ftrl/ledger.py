@@ -337,8 +337,9 @@ class PrivacyLedger:
     Args:
       run_id: of the run.
       delta: in (0, 1).
-      squared_sensitivity: (rounds, k, b) -> zeta^2 of one mechanism; needed for
-        those that are not trees. Several: by the name of the mechanism.
+      squared_sensitivity: (rounds, participations at most, least
+        separation) -> squared sensitivity of one mechanism; needed for those
+        that are not trees. Several: by the name of the mechanism.
 
     Raises:
       chain.LedgerError: no releases of this run; a mechanism that is not known;

@@ -402,8 +402,9 @@ def fit_blt(
   Args:
     num_rounds: T.
     num_buffers: 1 to 4.
-    max_participations, min_sep: k and b of the participation; a k that does not
-      fit is cut (`sensitivity.feasible`).
+    max_participations, min_sep: rounds that one user is in at most (k), and the
+      least difference of two of them (b); a k that does not fit is cut
+      (`sensitivity.feasible`).
     objective: `mean` or `max` of the prefix variances.
 
   Returns:

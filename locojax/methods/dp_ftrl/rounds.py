@@ -1,4 +1,4 @@
-"""Federated rounds: any loss of the house as a step over a cohort of clients.
+"""Federated rounds: any `LossFn` as a step over a cohort of clients.
 
 One round, with the server's parameters w:
 

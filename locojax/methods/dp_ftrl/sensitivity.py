@@ -129,11 +129,11 @@ def tree(num_rounds: int, max_participations: int, min_sep: int) -> int:
 
   Args:
     num_rounds: T.
-    max_participations: k.
+    max_participations: k, the rounds that one user is in, at most.
     min_sep: b, the least difference of two rounds of one user.
 
   Returns:
-    zeta^2.
+    The squared sensitivity, zeta^2.
 
   Raises:
     ValueError: an argument below 1.
@@ -260,10 +260,10 @@ def toeplitz(
     coefficients: `[bands]`, the first entries of the first column of C; zeros
       follow the last one.
     num_rounds: T, the rows of C; as many as there are bands or more.
-    max_participations, min_sep: k and b.
+    max_participations, min_sep: k and b, as of `tree_squared_sensitivity`.
 
   Returns:
-    zeta^2.
+    The squared sensitivity, zeta^2.
 
   Raises:
     ValueError: no coefficients, some that are not finite, or fewer rounds than

@@ -69,7 +69,11 @@ def _cv_squared(x: jax.Array) -> jax.Array:
 def importance_loss(
   gates: jax.Array, *, mask: jax.Array | None = None, axis_name: Axes = None
 ) -> jax.Array:
-  """(std / mean)^2 of the experts' summed gates (clean gates)."""
+  """(std / mean)^2 of the experts' summed gates (clean gates).
+
+  >>> float(importance_loss(jnp.full((6, 3), 1 / 3)))
+  0.0
+  """
   return _cv_squared(_token_mean(_tokens(gates, mask), mask, axis_name))
 
 
@@ -96,6 +100,10 @@ def load_loss(
 
   Raises:
     ValueError: no noise, for which the loss is undefined.
+
+  >>> logits = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+  >>> float(load_loss(logits, logits, noise_std=0.5, top_k=1))
+  0.0
   """
   checks.positive("noise_std", noise_std)
   checks.in_range("top_k", top_k, 1, logits.shape[-1])
@@ -109,7 +117,11 @@ def load_loss(
 def gshard_loss(
   gates: jax.Array, *, mask: jax.Array | None = None, axis_name: Axes = None
 ) -> jax.Array:
-  """E^2 mean_e(share of first choices x mean gate); 1 when balanced."""
+  """E^2 mean_e(share of first choices x mean gate); 1 when balanced.
+
+  >>> float(gshard_loss(jnp.array([[0.75, 0.25], [0.25, 0.75]])))
+  1.0
+  """
   num, gates = gates.shape[-1], _tokens(gates, mask)
   first = jax.nn.one_hot(jnp.argmax(gates, axis=-1), num, dtype=gates.dtype)
   share = _token_mean(first, mask, axis_name)
@@ -119,7 +131,11 @@ def gshard_loss(
 def router_z_loss(
   logits: jax.Array, *, mask: jax.Array | None = None, axis_name: Axes = None
 ) -> jax.Array:
-  """Mean squared logsumexp of the logits."""
+  """Mean squared logsumexp of the logits.
+
+  >>> round(float(router_z_loss(jnp.zeros((4, 2)))), 4)  # log(2)^2
+  0.4805
+  """
   z = jax.nn.logsumexp(_tokens(logits, mask), axis=-1)
   return _mean(jnp.square(z), mask, axis_name)
 
@@ -136,6 +152,9 @@ def local_entropy_loss(
 
   Omega_local of LIMoE, equation 1. `mask` picks the tokens of one modality; of
   none the loss is 0.
+
+  >>> round(float(local_entropy_loss(jnp.zeros((4, 2)))), 4)  # log(2)
+  0.6931
   """
   return _mean(_token_entropy(_tokens(logits, mask)), mask, axis_name)
 
@@ -143,7 +162,12 @@ def local_entropy_loss(
 def mean_gate_entropy(
   logits: jax.Array, *, mask: jax.Array | None = None, axis_name: Axes = None
 ) -> jax.Array:
-  """H(p bar), the entropy of the tokens' mean routing; log E at most."""
+  """H(p bar), the entropy of the tokens' mean routing; log E at most.
+
+  >>> logits = 99 * jnp.eye(2)  # each token is sure of one of two
+  >>> round(float(mean_gate_entropy(logits)), 4)  # log(2)
+  0.6931
+  """
   log_p = jax.nn.log_softmax(_tokens(logits, mask), axis=-1)
   mean = _token_mean(jnp.exp(log_p), mask, axis_name)
   safe = jnp.where(mean > 0, mean, 1.0)
@@ -172,6 +196,12 @@ def global_entropy_loss(
 
   Raises:
     ValueError: both given, or S outside [1, E].
+
+  >>> logits = 99 * jnp.eye(4)  # each token is sure of one of four
+  >>> round(float(global_entropy_loss(logits)), 4)  # -log(4)
+  -1.3863
+  >>> float(global_entropy_loss(logits, soft_min_experts=2))
+  0.0
   """
   if soft_min_experts is not None:
     if threshold is not None:
@@ -195,7 +225,12 @@ def global_entropy_loss(
 def mutual_information(
   logits: jax.Array, *, mask: jax.Array | None = None, axis_name: Axes = None
 ) -> jax.Array:
-  """H(p bar) - mean H(p_i) of tokens and experts, in [0, log E]."""
+  """H(p bar) - mean H(p_i) of tokens and experts, in [0, log E].
+
+  >>> logits = 99 * jnp.eye(2)
+  >>> round(float(mutual_information(logits)), 4)  # log(2)
+  0.6931
+  """
   settings = {"mask": mask, "axis_name": axis_name}
   return mean_gate_entropy(logits, **settings) - local_entropy_loss(
     logits, **settings

@@ -169,6 +169,15 @@ def apply_experts(
   Raises:
     ValueError: an unknown dispatcher; `ragged` on a mesh with sizes that do not
       divide, or with a function.
+
+  >>> gates = jnp.array([[[0.75, 0.25], [0.5, 0.5]]])  # a group of two tokens
+  >>> route = lambda g: routing.route_top_k(g, top_k=1, capacity=2)
+  >>> x, double = jnp.ones((1, 2, 3)), lambda rows: 2 * rows
+  >>> y = apply_experts(
+  ...   x, jax.vmap(route)(gates), double, num_experts=2, capacity=2
+  ... )
+  >>> y[0, :, 0].tolist()
+  [1.5, 1.0]
   """
   run = checks.lookup("dispatcher", dispatcher, _RUN)
   # What no expert keeps may hold anything; 0 times it must be 0.
@@ -188,6 +197,12 @@ def apply_expert_choice(
 
   Returns:
     `[G, S, D]` in the dtype of x, summed in float32.
+
+  >>> gates = jnp.array([[[0.75, 0.25], [0.5, 0.5]]])
+  >>> choose = lambda g: routing.route_expert_choice(g, capacity=1)
+  >>> x, double = jnp.ones((1, 2, 3)), lambda rows: 2 * rows
+  >>> apply_expert_choice(x, jax.vmap(choose)(gates), double)[0, :, 0].tolist()
+  [1.5, 1.0]
   """
 
   def back(y, c):
@@ -212,6 +227,12 @@ def apply_soft(
 
   Returns:
     `[G, S, D]` in the dtype of x.
+
+  >>> x, slots = jnp.ones((1, 4, 3)), jnp.ones((3, 2, 2))
+  >>> weights = jax.vmap(lambda g: routing.soft_moe_weights(g, slots))(x)
+  >>> y = apply_soft(x, weights, lambda rows: 2 * rows)
+  >>> y.shape, round(float(y[0, 0, 0]), 4)
+  ((1, 4, 3), 2.0)
   """
   there, back = weights
   x = arrays.kept(x, jnp.any(there != 0, axis=(-2, -1)))

@@ -154,6 +154,25 @@ def stack_layers(tree: Mapping[str, Any], model) -> dict[str, types.PyTree]:
 
   Raises:
     ValueError: blocks are missing.
+
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> from locojax.methods import limoe
+  >>> model = limoe.OneTower(
+  ...   width=8,
+  ...   num_layers=2,
+  ...   num_heads=2,
+  ...   hidden_size=8,
+  ...   patch_size=4,
+  ...   vocab_size=9,
+  ...   max_text_len=3,
+  ... )
+  >>> text = jnp.zeros((1, 3), jnp.int32)
+  >>> made = jax.eval_shape(model.init, jax.random.key(0), text=text)
+  >>> params = made["params"]
+  >>> stacked = jax.eval_shape(lambda tree: stack_layers(tree, model), params)
+  >>> len(params["tower"]), len(stacked["tower"])
+  (3, 2)
   """
   found = tower_runs(model.num_layers, model.moe_layers)
 
@@ -177,6 +196,26 @@ def unstack_layers(tree: Mapping[str, Any], model) -> dict[str, types.PyTree]:
 
   Raises:
     ValueError: runs are missing.
+
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> from locojax.methods import limoe
+  >>> model = limoe.OneTower(
+  ...   width=8,
+  ...   num_layers=2,
+  ...   num_heads=2,
+  ...   hidden_size=8,
+  ...   patch_size=4,
+  ...   vocab_size=9,
+  ...   max_text_len=3,
+  ...   scan=True,
+  ... )
+  >>> text = jnp.zeros((1, 3), jnp.int32)
+  >>> made = jax.eval_shape(model.init, jax.random.key(0), text=text)
+  >>> params = made["params"]
+  >>> loose = jax.eval_shape(lambda tree: unstack_layers(tree, model), params)
+  >>> len(params["tower"]), len(loose["tower"])
+  (2, 3)
   """
   found = tower_runs(model.num_layers, model.moe_layers)
 

@@ -513,6 +513,12 @@ def limoe_model(
 
   Raises:
     ValueError: an unknown preset or kind.
+
+  >>> model = limoe_model("S/16", num_layers=2, moe_layers=(1,))
+  >>> model.width, model.experts["num_experts"]
+  (512, 8)
+  >>> limoe_model("S/16", kind="one_tower").moe_layers
+  ()
   """
   settings = dict(checks.lookup("preset", preset, PRESETS))
   checks.one_of("kind", kind, ("limoe", "one_tower", "two_tower"))
@@ -530,6 +536,10 @@ def count_params(params: types.PyTree, *, top_k: int = 1) -> dict[str, int]:
 
   Of each `experts` array, whose leading axis (after that of the layers, if they
   are scanned) counts experts, `top_k` are met.
+
+  >>> params = {"mlp": {"experts": {"up": jnp.zeros((4, 2, 3))}}}
+  >>> count_params(params)
+  {'total': 24, 'active': 6}
   """
   total = active = 0
   for path, x in trees.flatten(params).items():

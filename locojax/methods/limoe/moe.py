@@ -153,6 +153,13 @@ class MoeMlp(nn.Module):
       (`routing.update_balance_bias`). 0 has none.
     num_modalities: rows of that bias.
     share_init, activation, dtype: of `ExpertMlp`.
+
+  >>> layer = MoeMlp(num_experts=4, hidden_size=16)
+  >>> x = jnp.ones((1, 6, 8))  # a group of six tokens of size 8
+  >>> params = layer.init(jax.random.key(0), x, train=False)
+  >>> y, info = layer.apply(params, x, train=False)
+  >>> y.shape, info.logits.shape, info.kept.shape
+  ((1, 6, 8), (1, 6, 4), (1, 6, 1))
   """
 
   num_experts: int
@@ -406,6 +413,14 @@ def upcycle(
 
   Raises:
     ValueError: not the parameters of such a block.
+
+  >>> dense = {
+  ...   "up": {"kernel": jnp.ones((8, 16)), "bias": jnp.zeros(16)},
+  ...   "down": {"kernel": jnp.ones((16, 8)), "bias": jnp.zeros(8)},
+  ... }
+  >>> made = upcycle(dense, num_experts=4, key=jax.random.key(0))
+  >>> made["router"]["kernel"].shape, made["experts"]["up_kernel"].shape
+  ((8, 4), (4, 8, 16))
   """
   checks.positive_int("num_experts", num_experts)
   checks.nonnegative("noise_std", noise_std)

@@ -55,7 +55,11 @@ class LimoeAux:
 
 
 def classic(*, weight: float = 0.005, z: float = 1e-3) -> LimoeAux:
-  """Importance, load and z losses, as V-MoE and ST-MoE weigh them."""
+  """Importance, load and z losses, as V-MoE and ST-MoE weigh them.
+
+  >>> classic().load, classic().z
+  (0.005, 0.001)
+  """
   return LimoeAux(importance=weight, load=weight, z=z)
 
 
@@ -119,6 +123,16 @@ def auxiliary_loss(
 
   Returns:
     `(loss [], terms)`: terms unweighted, by name such as `global/text`.
+
+  >>> logits = jnp.zeros((1, 4, 2))  # a group of 4 tokens, 2 experts
+  >>> chosen = jnp.array([[[0], [0], [1], [1]]])
+  >>> kept = chosen >= 0
+  >>> info = moe.RoutingInfo(logits, logits, chosen, kept, jnp.array(0.5))
+  >>> modality = jnp.array([[0, 0, 1, 1]])
+  >>> aux = LimoeAux(z=0.1, local={"text": 0.5})
+  >>> loss, terms = auxiliary_loss([info], modality, aux)
+  >>> sorted(terms), round(float(loss), 4)
+  (['local/text', 'z'], 0.3946)
   """
   if not infos:
     return jnp.float32(0), {}
@@ -195,6 +209,14 @@ def routing_metrics(
     `layer_i/success`, `layer_i/success_image`, `layer_i/success_text`, and the
     means over layers without `layer_i/`; `no_expert_...` (tokens without any
     expert), `entropy_...`, `confidence_...` (largest gate) by modality.
+
+  >>> logits = jnp.zeros((1, 4, 2))
+  >>> chosen = jnp.array([[[0], [0], [1], [1]]])
+  >>> kept = jnp.array([[[True], [False], [True], [True]]])
+  >>> info = moe.RoutingInfo(logits, logits, chosen, kept, jnp.array(0.5))
+  >>> found = routing_metrics([info], jnp.array([[0, 0, 1, 1]]))
+  >>> [float(found[f"success_{m}"].value()) for m in ("image", "text")]
+  [0.5, 1.0]
   """
   out: dict[str, list[metrics.Mean]] = {}
   for i, info in enumerate(infos):
@@ -235,6 +257,14 @@ def expert_table(
 
   Returns:
     `demand` and `kept` `[2, E]` float32, rows as `MODALITIES`.
+
+  >>> logits = jnp.zeros((1, 4, 2))
+  >>> chosen = jnp.array([[[0], [0], [1], [1]]])
+  >>> kept = jnp.array([[[True], [False], [True], [True]]])
+  >>> info = moe.RoutingInfo(logits, logits, chosen, kept, jnp.array(0.5))
+  >>> found = expert_table(info, jnp.array([[0, 0, 1, 1]]))
+  >>> found["demand"].tolist(), found["kept"].tolist()
+  ([[2.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 2.0]])
   """
   num = info.logits.shape[-1]
   chosen = jax.nn.one_hot(info.expert, num)

@@ -154,6 +154,11 @@ def route_top_k(
 
   Raises:
     ValueError: a bad argument.
+
+  >>> gates = jnp.array([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8]])
+  >>> found = route_top_k(gates, top_k=1, capacity=1, priority="max")
+  >>> found.expert[:, 0].tolist(), found.kept[:, 0].tolist()
+  ([0, 0, 1], [False, True, True])
   """
   num_experts = gates.shape[-1]
   checks.in_range("top_k", top_k, 1, num_experts)
@@ -189,6 +194,10 @@ def route_expert_choice(
 
   Raises:
     ValueError: a capacity that is not in [1, S].
+
+  >>> gates = jnp.array([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8]])
+  >>> route_expert_choice(gates, capacity=2).token.tolist()
+  [[1, 0], [2, 0]]
   """
   checks.in_range("capacity", capacity, 1, len(gates))
   gates = arrays.kept(gates, valid)
@@ -224,6 +233,12 @@ def soft_moe_weights(
     `(dispatch [S, E, P], combine [S, E, P])`, float32 (float64 for float64):
     the first sums to 1 over the tokens, the second over the slots of each
     token; both are 0 at the others, and everywhere if there is no token.
+
+  >>> key = jax.random.key(0)
+  >>> x, slots = jnp.ones((5, 8)), jax.random.normal(key, (8, 4, 2))
+  >>> dispatch, combine = soft_moe_weights(x, slots)
+  >>> dispatch.shape, bool(jnp.allclose(dispatch.sum(axis=0), 1.0))
+  ((5, 4, 2), True)
   """
   x = contrastive.unit_norm(arrays.kept(x, valid), eps=eps)
   slots = contrastive.unit_norm(slots, axis=0, eps=eps)
@@ -249,6 +264,11 @@ def update_balance_bias(
 
   Raises:
     ValueError: a bad argument.
+
+  >>> load = jnp.array([[30.0, 10.0]])
+  >>> bias = update_balance_bias(jnp.zeros((1, 2)), load, rate=0.5, how="sign")
+  >>> bias.tolist()
+  [[-0.5, 0.5]]
   """
   checks.positive("rate", rate)
   checks.one_of("how", how, ("standard", "sign"))

@@ -48,6 +48,10 @@ def class_embeddings(
 
   Raises:
     ValueError: no classes, no templates, or one without `{}`.
+
+  >>> embed = lambda texts: jnp.array([[1.0, float("cat" in t)] for t in texts])
+  >>> class_embeddings(embed, ["dog", "cat"], ["a {}", "one {}"]).shape
+  (2, 2)
   """
   if not class_names or not templates:
     raise ValueError(
@@ -68,7 +72,11 @@ def class_embeddings(
 
 
 def classify(z_img: jax.Array, classes: jax.Array) -> jax.Array:
-  """`[n]` the class of the largest dot product; -1 where one is NaN."""
+  """`[n]` the class of the largest dot product; -1 where one is NaN.
+
+  >>> classify(jnp.array([[0.9, 0.1], [0.2, 0.8]]), jnp.eye(2)).tolist()
+  [0, 1]
+  """
   s = jnp.asarray(z_img) @ jnp.asarray(classes).T
   return jnp.where(jnp.isnan(s).any(axis=-1), -1, jnp.argmax(s, axis=-1))
 
@@ -95,6 +103,11 @@ def retrieval_recall(
 
   Raises:
     ValueError: a bad k, shapes that do not fit, or vectors that are not finite.
+
+  >>> z = np.eye(3)
+  >>> relevant = np.array([[1, 0, 0], [0, 0, 1], [0, 0, 1]], bool)
+  >>> retrieval_recall(z, z, relevant, ks=(1, 3))
+  {1: 0.6666666666666666, 3: 1.0}
   """
   if mask is not None:
     checks.same_shape("mask", np.shape(mask), "queries", np.shape(z_query)[:1])

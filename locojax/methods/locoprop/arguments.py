@@ -28,6 +28,11 @@ def find_layers(params: types.PyTree) -> tuple[str, ...]:
   These hold nothing but a `kernel` or an `embedding`, as all stock flax layers
   of `taps.LAYERS` make them, or a `weight` of two axes or more, as Equinox
   names it; and maybe a `bias`.
+
+  >>> import jax.numpy as jnp
+  >>> layer = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+  >>> find_layers({"a": layer, "norm": {"scale": jnp.ones(3)}})
+  ('a',)
   """
   leaves: dict[str, dict[str, Any]] = {}
   for path, leaf in trees.flatten(params).items():

@@ -109,6 +109,23 @@ def verify_chain(
 
   Raises:
     ValueError: names the first layer that is not fed by the one before it.
+
+  >>> import jax.numpy as jnp
+  >>> from locojax.methods.locoprop import capture, tap
+  >>> affine = lambda layer, x: x @ layer["kernel"]
+  >>> params = {
+  ...   "h": {"kernel": jnp.ones((2, 3))},
+  ...   "out": {"kernel": jnp.ones((3, 1))},
+  ... }
+  >>> def loss_fn(params, model_state, x, key):
+  ...   h = jnp.tanh(tap("h", affine, params["h"], x))
+  ...   out = tap("out", affine, params["out"], h)
+  ...   return jnp.square(out).mean(), ({}, model_state)
+  ...
+  >>> (loss, _), grads, tape = capture(loss_fn)(
+  ...   params, {}, jnp.ones((4, 2)), None
+  ... )
+  >>> verify_chain(tape, {"h": "tanh", "out": "linear"})
   """
 
   def transfer(records):

@@ -37,6 +37,21 @@ def describe(
     One line a layer: path, kind, transfer function, calls, rows, parameters
     and bytes on the tape; then one line for each parameter left to the
     fallback, and for each layer that must be, with why.
+
+  >>> import jax.numpy as jnp
+  >>> from locojax.methods.locoprop import capture, tap
+  >>> affine = lambda layer, x: x @ layer["kernel"]
+  >>> params = {"h": {"kernel": jnp.ones((2, 3))}}
+  >>> def loss_fn(params, model_state, x, key):
+  ...   a = tap("h", affine, params["h"], x)
+  ...   return jnp.tanh(a).mean(), ({}, model_state)
+  ...
+  >>> (loss, _), grads, tape = capture(loss_fn)(
+  ...   params, {}, jnp.ones((4, 2)), None
+  ... )
+  >>> print(describe(tape, params, transfers={"h": "tanh"}))
+  layer  kind  transfer  calls  rows  params  tape MiB
+  h      tap   tanh      1      4     6       0.00
   """
   header = ("layer", "kind", "transfer", "calls", "rows", "params", "tape MiB")
   lines, covered = [header], []
@@ -95,6 +110,23 @@ def verify_transfers(
 
   Raises:
     ValueError: names the layer, the function given and the one it applies.
+
+  >>> import jax.numpy as jnp
+  >>> from locojax.methods.locoprop import capture, tap
+  >>> affine = lambda layer, x: x @ layer["kernel"]
+  >>> params = {
+  ...   "h": {"kernel": jnp.ones((2, 3))},
+  ...   "out": {"kernel": jnp.ones((3, 1))},
+  ... }
+  >>> def loss_fn(params, model_state, x, key):
+  ...   h = jnp.tanh(tap("h", affine, params["h"], x))
+  ...   out = tap("out", affine, params["out"], h)
+  ...   return jnp.square(out).mean(), ({}, model_state)
+  ...
+  >>> (loss, _), grads, tape = capture(loss_fn)(
+  ...   params, {}, jnp.ones((4, 2)), None
+  ... )
+  >>> verify_transfers(tape, {"h": "tanh"})  # "relu" would be refused
   """
   inputs = [x for r in tape.records.values() for x in r.inputs]
   for record in tape.records.values():
@@ -125,6 +157,19 @@ def verify_gradients(
 
   Raises:
     ValueError: names the first such layer.
+
+  >>> import jax.numpy as jnp
+  >>> from locojax.methods.locoprop import capture, tap
+  >>> affine = lambda layer, x: x @ layer["kernel"]
+  >>> params = {"h": {"kernel": jnp.ones((2, 3))}}
+  >>> def loss_fn(params, model_state, x, key):
+  ...   a = tap("h", affine, params["h"], x)
+  ...   return jnp.tanh(a).mean(), ({}, model_state)
+  ...
+  >>> (loss, _), grads, tape = capture(loss_fn)(
+  ...   params, {}, jnp.ones((4, 2)), None
+  ... )
+  >>> verify_gradients(tape, params, grads)
   """
   for path, records in tape.by_layer().items():
     own, given = taps.subtree(params, path), taps.subtree(grads, path)
@@ -175,6 +220,25 @@ def diagnose(
     sum F(A) - <Y*, A> less its value at W0; `update_norm`; `cosine` between
     update and negative gradient; `outside`, the share of targets outside the
     range of f.
+
+  >>> import jax.numpy as jnp
+  >>> from locojax.methods.locoprop import capture, tap
+  >>> from locojax.methods.locoprop import locoprop
+  >>> affine = lambda layer, x: x @ layer["kernel"]
+  >>> params = {"h": {"kernel": jnp.ones((2, 3))}}
+  >>> def loss_fn(params, model_state, x, key):
+  ...   a = tap("h", affine, params["h"], x)
+  ...   return jnp.tanh(a).mean(), ({}, model_state)
+  ...
+  >>> (loss, _), grads, tape = capture(loss_fn)(
+  ...   params, {}, jnp.ones((4, 2)), None
+  ... )
+  >>> transfers = {"h": "tanh"}
+  >>> tx = locoprop(1e-3, transfers=transfers)
+  >>> updates, _ = tx.update(grads, tx.init(params), params, tape=tape)
+  >>> found = diagnose(tape, params, grads, updates, transfers=transfers)
+  >>> bool(found["h"]["loss_after"] < found["h"]["loss_before"])
+  True
   """
   out = {}
   for path, records in tape.by_layer().items():

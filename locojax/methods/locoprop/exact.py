@@ -72,6 +72,11 @@ def exact_squared_update(
   Returns:
     `[I, O]`, the new kernel, in the dtype of `w`; computed in float64 where
     that is float64, else in float32.
+
+  >>> x, grad, w = jnp.eye(2), jnp.ones((2, 1)), jnp.zeros((2, 1))
+  >>> new = exact_squared_update(x, grad, w, gamma=1.0, eta=1.0)
+  >>> [round(float(v), 4) for v in new[:, 0]]
+  [-0.5, -0.5]
   """
   dtype = rows.dtype_of(w)
   x, g = x.astype(dtype), preact_grad.astype(dtype)

@@ -39,6 +39,12 @@ class MatchingLoss:
     inverse: f^-1 on the open range of f, or None where f is not invertible.
     low, high: bounds of the range of f.
     vector: whether f couples the entries of the last axis (softmax).
+
+  >>> tanh = get("tanh")
+  >>> round(float(tanh.inverse(tanh.transfer(jnp.array(0.5)))), 4)
+  0.5
+  >>> tanh.low, tanh.high
+  (-1.0, 1.0)
   """
 
   name: str
@@ -66,7 +72,7 @@ class MatchingLoss:
       `[...]` elementwise; `[...]` less the last axis for a vector function.
 
     >>> round(float(get("tanh").divergence(0.8, -0.3)), 6)
-    0.566867
+    0.566857
     """
     a_hat, a = jnp.asarray(a_hat), jnp.asarray(a)
     inner = self._inner(self.transfer(a), a_hat - a)

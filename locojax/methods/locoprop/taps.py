@@ -170,6 +170,11 @@ class LocoDense(nn.Module):
     features: number of outputs.
     transfer: name of a registered transfer function.
     use_bias, dtype, param_dtype, kernel_init, bias_init: as in `nn.Dense`.
+
+  >>> layer = LocoDense(3, transfer="tanh")
+  >>> variables = layer.init(jax.random.key(0), jnp.ones((4, 2)))
+  >>> jax.tree.map(jnp.shape, variables["params"])
+  {'bias': (3,), 'kernel': (2, 3)}
   """
 
   features: int
@@ -301,6 +306,10 @@ def tap(
 
   Returns:
     The pre-activation.
+
+  >>> affine = lambda layer, x: x @ layer["kernel"]
+  >>> tap("h", affine, {"kernel": jnp.ones((2, 3))}, jnp.ones((4, 2))).shape
+  (4, 3)
   """
   preact = affine(params, *inputs)
   recorder = _recorder.get()
@@ -430,6 +439,18 @@ def capture(
     ValueError: nothing was captured, or a captured layer stands inside a
       transformation (`nn.scan`, `nn.remat`) that hides its values, or the
       batch has integers of the host that JAX would wrap.
+
+  >>> affine = lambda layer, x: x @ layer["kernel"]
+  >>> params = {"h": {"kernel": jnp.ones((2, 3))}}
+  >>> def loss_fn(params, model_state, x, key):
+  ...   a = tap("h", affine, params["h"], x)
+  ...   return jnp.tanh(a).mean(), ({}, model_state)
+  ...
+  >>> (loss, _), grads, tape = capture(loss_fn)(
+  ...   params, {}, jnp.ones((4, 2)), None
+  ... )
+  >>> tape.records["h"].preact.shape, grads["h"]["kernel"].shape
+  ((4, 3), (2, 3))
   """
   keep = filter or (lambda path: True)
 
@@ -484,6 +505,15 @@ def layer_paths(loss_fn: types.LossFn, *args, **capture_options):
 
   Returns:
     A tuple of paths in the order of the forward pass.
+
+  >>> affine = lambda layer, x: x @ layer["kernel"]
+  >>> params = {"h": {"kernel": jnp.ones((2, 3))}}
+  >>> def loss_fn(params, model_state, x, key):
+  ...   a = tap("h", affine, params["h"], x)
+  ...   return jnp.tanh(a).mean(), ({}, model_state)
+  ...
+  >>> layer_paths(loss_fn, params, {}, jnp.ones((4, 2)), None)
+  ('h',)
   """
   fn = capture(loss_fn, **capture_options)
   _, _, tape = jax.eval_shape(fn, *args)

@@ -93,6 +93,20 @@ def target_outside(
 
   There the local loss has no minimum, and only the small number of local
   iterations keeps the step finite.
+
+  >>> import jax.numpy as jnp
+  >>> from locojax.methods.locoprop import capture, tap
+  >>> affine = lambda layer, x: x @ layer["kernel"]
+  >>> params = {"h": {"kernel": jnp.ones((2, 3))}}
+  >>> def loss_fn(params, model_state, x, key):
+  ...   a = tap("h", affine, params["h"], x)
+  ...   return jnp.tanh(a).mean(), ({}, model_state)
+  ...
+  >>> (loss, _), grads, tape = capture(loss_fn)(
+  ...   params, {}, jnp.ones((4, 2)), None
+  ... )
+  >>> float(target_outside(tape.records["h"], "tanh", 10.0))
+  0.0
   """
   loss = matching.get(transfer)
   record = rows.in_dtype(record, rows.dtype_of(record.preact))

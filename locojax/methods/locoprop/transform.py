@@ -54,13 +54,21 @@ class LocoPropState(NamedTuple):
 
 
 def linear_floor(floor: float = 0.25) -> Callable[[jax.Array, int], jax.Array]:
-  """Local schedule max(1 - t/T, floor), t = 0 ... T-1."""
+  """Local schedule max(1 - t/T, floor), t = 0 ... T-1.
+
+  >>> [float(linear_floor(0.25)(t, 10)) for t in (0, 5, 9)]
+  [1.0, 0.5, 0.25]
+  """
   checks.in_range("floor", floor, 0.0, 1.0)
   return lambda t, num: jnp.maximum(1.0 - t / num, floor)
 
 
 def constant_local() -> Callable[[jax.Array, int], jax.Array]:
-  """Local schedule 1."""
+  """Local schedule 1.
+
+  >>> float(constant_local()(3, 10))
+  1.0
+  """
   return lambda t, num: jnp.ones_like(t, jnp.result_type(float))
 
 
@@ -73,6 +81,10 @@ def linear_warmup_decay(
     peak: the largest learning rate.
     warmup_steps: updates before the peak; the first of them has rate 0.
     num_steps: updates in all.
+
+  >>> rate = linear_warmup_decay(1.0, warmup_steps=2, num_steps=10)
+  >>> [round(float(rate(t)), 3) for t in (0, 1, 2, 6, 10)]
+  [0.0, 0.5, 1.0, 0.5, 0.0]
   """
   checks.positive("peak", peak)
   checks.positive_int("num_steps", num_steps)
@@ -188,6 +200,21 @@ def locoprop(
   Raises:
     ValueError: an argument out of range; no tape; a layer without transfer
       function or not on the tape; parameters that nothing covers.
+
+  >>> from locojax.methods.locoprop import capture, tap
+  >>> affine = lambda layer, x: x @ layer["kernel"]
+  >>> params = {"h": {"kernel": jnp.ones((2, 3))}}
+  >>> def loss_fn(params, model_state, x, key):
+  ...   a = tap("h", affine, params["h"], x)
+  ...   return jnp.tanh(a).mean(), ({}, model_state)
+  ...
+  >>> (loss, _), grads, tape = capture(loss_fn)(
+  ...   params, {}, jnp.ones((4, 2)), None
+  ... )
+  >>> tx = locoprop(1e-3, transfers={"h": "tanh"})
+  >>> updates, _ = tx.update(grads, tx.init(params), params, tape=tape)
+  >>> updates["h"]["kernel"].shape
+  (2, 3)
   """
   checks.one_of("comm", comm, ("all_reduce", "gather", "average"))
   if comm == "average" and axis_name is None:
@@ -428,7 +455,7 @@ def make_step(
   """A step that hands the tape to any optax chain.
 
   Args:
-    loss_fn: any loss of the house.
+    loss_fn: any loss (`core.types.LossFn`).
     tx: `locoprop(...)`, or a chain that holds one; a transformation that takes
       no tape is run as ever.
     layers, filter: what to capture, see `taps.capture`.
@@ -438,6 +465,21 @@ def make_step(
 
   Returns:
     `(TrainState, batch) -> (TrainState, metrics)`.
+
+  >>> from locojax.methods.locoprop import tap
+  >>> from locojax.train import steps
+  >>> affine = lambda layer, x: x @ layer["kernel"]
+  >>> params = {"h": {"kernel": jnp.ones((2, 3))}}
+  >>> def loss_fn(params, model_state, x, key):
+  ...   a = tap("h", affine, params["h"], x)
+  ...   return jnp.tanh(a).mean(), ({}, model_state)
+  ...
+  >>> tx = locoprop(1e-3, transfers={"h": "tanh"})
+  >>> step = make_step(loss_fn, tx)
+  >>> state = steps.init_state(params, tx, key=jax.random.key(0))
+  >>> state, metrics = step(state, jnp.ones((4, 2)))
+  >>> int(state.step), sorted(metrics)
+  (1, ['loss'])
   """
   captured = taps.capture(loss_fn, layers=layers, filter=filter)
   tx = optax.with_extra_args_support(tx)

@@ -77,6 +77,29 @@ def local_solve(
   Returns:
     The displacement W_T - W0, in `rows.dtype_of(params)`, and the inner state
     in the dtypes that it had: for 16-bit parameters make it of them in float32.
+
+  >>> from locojax.methods.locoprop import LocalOptions, capture, tap
+  >>> affine = lambda layer, x: x @ layer["kernel"]
+  >>> params = {"h": {"kernel": jnp.ones((2, 3))}}
+  >>> def loss_fn(params, model_state, x, key):
+  ...   a = tap("h", affine, params["h"], x)
+  ...   return jnp.tanh(a).mean(), ({}, model_state)
+  ...
+  >>> (loss, _), grads, tape = capture(loss_fn)(
+  ...   params, {}, jnp.ones((4, 2)), None
+  ... )
+  >>> moved, _ = local_solve(
+  ...   [tape.records["h"]],
+  ...   params["h"],
+  ...   grads["h"],
+  ...   transfer="tanh",
+  ...   inner=optax.sgd,
+  ...   inner_state=optax.sgd(0.1).init(params["h"]),
+  ...   learning_rates=jnp.full(3, 0.1),
+  ...   options=LocalOptions(),
+  ... )
+  >>> moved["kernel"].shape
+  (2, 3)
   """
   problem = Problem(records, params, grads, matching.get(transfer), options)
   return iterate(

@@ -1,4 +1,4 @@
-"""The decoder of PaLM, as a language model of the house with other blocks.
+"""The decoder of PaLM, as `locojax.nn.lm.DecoderLM` with other blocks.
 
 Chowdhery et al., "PaLM", arXiv 2204.02311, section 2: parallel blocks with
 SwiGLU, one head of keys and values, rotary positions, no biases, an embedding

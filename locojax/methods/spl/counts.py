@@ -144,14 +144,24 @@ def check_confusion(confusion: ArrayLike) -> np.ndarray:
 
 
 def entropy(counts: ArrayLike) -> float:
-  """Entropy in nats of the distribution that counts are of."""
+  """Entropy in nats of the distribution that counts are of.
+
+  >>> round(float(entropy([1, 1])), 4)  # log(2)
+  0.6931
+  """
   counts = np.asarray(counts, np.float64).ravel()
   share = counts[counts > 0] / counts.sum()
   return float(-np.sum(share * np.log(share)))
 
 
 def mutual_information(confusion: ArrayLike) -> float:
-  """H(weak) + H(teacher) - H(weak, teacher), in nats."""
+  """H(weak) + H(teacher) - H(weak, teacher), in nats.
+
+  >>> round(float(mutual_information([[2, 0], [0, 2]])), 4)  # log(2)
+  0.6931
+  >>> round(float(mutual_information([[1, 1], [1, 1]])), 4)
+  0.0
+  """
   confusion = check_confusion(confusion)
   rows, columns = entropy(confusion.sum(1)), entropy(confusion.sum(0))
   return rows + columns - entropy(confusion)
@@ -194,6 +204,9 @@ def top_pairs(
 
   Returns:
     Rows of `weak`, `teacher`, `count`, `lift`; the smaller pair first on ties.
+
+  >>> top_pairs([[4, 2], [1, 3]], num=1)
+  [{'weak': 0, 'teacher': 1, 'count': 2, 'lift': 0.6666666666666666}]
   """
   confusion = check_confusion(confusion)
   checks.positive_int("num", num)

@@ -46,6 +46,25 @@ def pair_grad_cam(
   Raises:
     ValueError: labels out of range, a pair that the space drops; as
       `grad_cam.grad_cam`.
+
+  >>> import flax.linen as nn
+  >>> import jax
+  >>> import numpy as np
+  >>> from locojax import spl
+  >>> class Net(nn.Module):
+  ...   @nn.compact
+  ...   def __call__(self, x):
+  ...     x = nn.relu(nn.Conv(4, (3, 3), name="conv")(x))
+  ...     return nn.Dense(4, name="head")(x.mean(axis=(1, 2)))
+  ...
+  >>> space = spl.build_label_space(np.array([[4, 2], [1, 3]]), "raw")
+  >>> images = np.ones((2, 6, 6, 1), np.float32)
+  >>> variables = Net().init(jax.random.key(0), images)
+  >>> found = pair_grad_cam(
+  ...   Net().apply, variables, images, [0, 1], [1, 1], space
+  ... )
+  >>> {name: x.shape for name, x in found.items()}
+  {'pair': (2, 6, 6), 'weak': (2, 6, 6), 'teacher': (2, 6, 6)}
   """
   counts_lib.same_clips(weak, teacher)
   labels, kept = relabel.relabel(weak, teacher, space)

@@ -38,6 +38,12 @@ def finetune_from(
   Raises:
     ValueError: no `params`, no such head (the last layers are listed), or a
       head that is no dense layer.
+
+  >>> head = {"kernel": jnp.ones((8, 40)), "bias": jnp.ones(40)}
+  >>> pretrained = {"params": {"stem": jnp.ones(3), "head": head}}
+  >>> made = finetune_from(pretrained, 5, key=jax.random.key(0))
+  >>> made["params"]["head"]["kernel"].shape, float(made["params"]["stem"][0])
+  ((8, 5), 1.0)
   """
   checks.positive_int("num_classes", num_classes)
   if "params" not in pretrained:

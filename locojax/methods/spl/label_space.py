@@ -55,6 +55,13 @@ class LabelSpace:
     method: how it was made.
     weak_to_teacher: `[W]` int32, the prediction that agrees with each weak
       label, or None.
+
+  >>> from locojax import spl
+  >>> space = spl.build_label_space(np.array([[4, 2], [1, 3]]), "spl_b")
+  >>> space.num_classes, space.lookup.tolist()
+  (4, [[0, 1], [3, 2]])
+  >>> LabelSpace.from_json(space.to_json()).method
+  'spl_b'
   """
 
   num_classes: int

@@ -88,6 +88,11 @@ def two_head_loss(
   Raises:
     ValueError: shapes that differ, a bad weight; labels by the rule of
       `core.labels`.
+
+  >>> flat = jnp.zeros((2, 4))
+  >>> weak, teacher = jnp.array([0, 1]), jnp.array([3, 1])
+  >>> round(float(two_head_loss(flat, flat, weak, teacher)), 4)  # 2 log(4)
+  2.7726
   """
   checks.nonnegative("weight", weight)
   first = labels_lib.cross_entropy(weak_logits, weak, mask)
@@ -110,6 +115,10 @@ def init_data_parameters(
 
   Raises:
     ValueError: neither, or a number below 1.
+
+  >>> data = init_data_parameters(num_classes=3, num_clips=5)
+  >>> {name: x.shape for name, x in sorted(data.items())}
+  {'class': (3,), 'clip': (5,)}
   """
   out = {}
   for name, key, num in (
@@ -159,6 +168,11 @@ def data_parameter_loss(
   Raises:
     ValueError: no temperatures or unknown ones; `clip` without index; a bad
       decay; labels and index by the rule of `core.labels`.
+
+  >>> data = init_data_parameters(num_classes=4)
+  >>> logits, labels = jnp.zeros((2, 4)), jnp.array([0, 3])
+  >>> round(float(data_parameter_loss(logits, labels, data)), 4)  # log(4)
+  1.3863
   """
   checks.nonnegative("weight_decay", weight_decay)
   logits = arrays.kept(arrays.as_float(logits), mask)
@@ -189,6 +203,13 @@ def data_parameter_optimizer(
   """Plain gradient descent that keeps temperatures in [0.05, 20].
 
   At a bound, a gradient that leads back is followed as any other.
+
+  >>> data = init_data_parameters(num_classes=1)
+  >>> tx = data_parameter_optimizer(1.0)
+  >>> grads = {"class": jnp.array([-99.0])}
+  >>> updates, _ = tx.update(grads, tx.init(data), data)
+  >>> round(float(jnp.exp(data["class"] + updates["class"])[0]), 3)
+  20.0
   """
   low, high = math.log(LEAST), math.log(MOST)
   inner = optax.sgd(learning_rate)

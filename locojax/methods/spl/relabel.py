@@ -99,6 +99,11 @@ def shuffled_teacher(
 
   Raises:
     ValueError: labels of other numbers or dtypes; no clip.
+
+  >>> weak, teacher = np.array([0, 0, 0, 1, 1]), np.array([0, 1, 1, 1, 0])
+  >>> found = shuffled_teacher(weak, teacher, rng=np.random.default_rng(0))
+  >>> sorted(found[weak == 0].tolist()), sorted(found[weak == 1].tolist())
+  ([0, 1, 1], [0, 1])
   """
   counts_lib.same_clips(weak, teacher)
   weak = counts_lib.check_ids("weak", weak, np.iinfo(np.int32).max)
@@ -125,6 +130,12 @@ def marginal_matrix(space: label_space.LabelSpace, axis: str) -> np.ndarray:
 
   Raises:
     ValueError: an unknown axis.
+
+  >>> from locojax import spl
+  >>> confusion = np.array([[4, 2], [1, 3]])
+  >>> space = spl.build_label_space(confusion, "raw")
+  >>> marginal_matrix(space, "weak").tolist()
+  [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
   """
   place = ("weak", "teacher").index(
     checks.one_of("axis", axis, ("weak", "teacher"))
@@ -159,6 +170,15 @@ def marginal_probs(
 
   Raises:
     ValueError: an unknown axis, or another number of classes.
+
+  >>> from locojax import spl
+  >>> confusion = np.array([[4, 2], [1, 3]])
+  >>> space = spl.build_label_space(confusion, "raw")
+  >>> probs = jnp.array([0.25, 0.25, 0.5, 0.0])  # (0, 0), (0, 1), (1, 0), ...
+  >>> marginal_probs(probs, space).tolist()
+  [0.5, 0.5]
+  >>> marginal_probs(probs, space, "teacher").tolist()
+  [0.75, 0.25]
   """
   matrix = marginal_matrix(space, axis)
   probs = arrays.as_float(probs)

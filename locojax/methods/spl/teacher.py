@@ -60,6 +60,11 @@ def batch_probabilities(
 
   Raises:
     ValueError: unknown views; logits of another rank or that are not finite.
+
+  >>> apply_fn = lambda scale, clips: scale * clips  # any network
+  >>> batches = [np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([[0.1, 0.0]])]
+  >>> [p.shape for p in batch_probabilities(apply_fn, 1.0, batches)]
+  [(2, 2), (1, 2)]
   """
   checks.one_of("views", views, VIEWS)
   finish = jax.jit(lambda logits: _probabilities(logits, views))
@@ -95,6 +100,11 @@ def teacher_probs(
 
   Raises:
     ValueError: as there; no clip.
+
+  >>> apply_fn = lambda scale, clips: scale * clips  # any network
+  >>> batches = [np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([[0.1, 0.0]])]
+  >>> teacher_probs(apply_fn, 1.0, batches).shape
+  (3, 2)
   """
   found = list(batch_probabilities(apply_fn, variables, batches, views=views))
   if not sum(map(len, found)):
@@ -122,6 +132,11 @@ def predict_teacher(
 
   Raises:
     ValueError: as `batch_probabilities`; a bad `min_confidence`; no clip.
+
+  >>> apply_fn = lambda scale, clips: scale * clips  # any network
+  >>> batches = [np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([[0.1, 0.0]])]
+  >>> predict_teacher(apply_fn, 1.0, batches, min_confidence=0.6).label.tolist()
+  [0, 1, -1]
   """
   checks.in_range("min_confidence", min_confidence, 0.0, 1.0)
   found = batch_probabilities(apply_fn, variables, batches, views=views)

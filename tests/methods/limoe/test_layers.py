@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import re
 
 import jax
@@ -85,10 +84,6 @@ def _close(a, b, atol=2e-5):
   assert set(a) == set(b)
   for path, x in a.items():
     np.testing.assert_allclose(x, b[path], atol=atol, err_msg=path)
-
-
-def test_doctests():
-  assert doctest.testmod(layers).failed == 0
 
 
 @pytest.mark.parametrize(
