@@ -80,6 +80,7 @@ def model(config) -> limoe.OneTower:
     "dtype": jnp.dtype(settings.pop("dtype")),
     "remat": settings.pop("remat"),
     "scan": settings.pop("scan"),
+    "kernel": settings.pop("kernel"),
     "order": config.order,
   }
   if kind == "limoe":

@@ -11,6 +11,7 @@ from locojax.data import scenes
 from locojax.methods import limoe
 from locojax.methods.limoe import model as limoe_model
 from locojax.methods.limoe import moe, routing
+from locojax.nn import attention
 from locojax.train import optimizers
 
 LOSSES = ("softmax", "sigmoid")
@@ -68,6 +69,7 @@ RULES: dict[str, settings.Rule] = {
   "model.moe_layers": settings.several(checks.nonnegative_int, least=0),
   "model.dtype": settings.choice(settings.DTYPES),
   "model.remat": checks.boolean,
+  "model.kernel": settings.choice(attention.KERNELS),
   "model.scan": checks.boolean,
   "experts": settings.group(_SETTINGS, required=("num_experts",)),
   "balance_rate": checks.nonnegative,

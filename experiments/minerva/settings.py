@@ -46,6 +46,7 @@ RULES: dict[str, settings.Rule] = {
   "model.activation": settings.choice(ACTIVATIONS),
   "model.dtype": settings.choice(settings.DTYPES),
   "model.remat": settings.choice(transformer.REMATS),
+  "model.kernel": settings.choice(attention.KERNELS),
   "z_loss": checks.nonnegative,
   "optimizer.peak": checks.positive,
   "optimizer.warm_constant": checks.positive,

@@ -12,6 +12,9 @@ from experiments.pix2seq import conditions, detr
 from locojax.methods import pix2seq, smelu
 from locojax.nn import vit
 
+# Settings of `pix2seq.preset` that are given as they are.
+_PLAIN = ("dropout", "drop_path", "scan", "remat", "kernel")
+
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
   """By name, such as `gelu` (the exact one), `relu` or `smelu:0.5`.
@@ -76,7 +79,7 @@ def model(config, vocab_size: int) -> pix2seq.Pix2Seq:
     decoder=settings["decoder"],
     activation=activation(settings["activation"]),
     dtype=jnp.dtype(settings["dtype"]),
-    **{k: settings[k] for k in ("dropout", "drop_path", "scan", "remat")},
+    **{k: settings[k] for k in _PLAIN},
   )
 
 

@@ -14,7 +14,7 @@ from locojax.methods.pix2seq import (
   quantization,
 )
 from locojax.methods.pix2seq import model as model_lib
-from locojax.nn import transformer
+from locojax.nn import attention, transformer
 
 STAGES = ("detect", "pretrain")
 LAYOUTS = ("compact", "official")
@@ -118,6 +118,7 @@ RULES: dict[str, settings.Rule] = {
   "model.max_len": _COUNT,
   "model.dtype": settings.choice(settings.DTYPES),
   "model.remat": settings.choice(transformer.REMATS),
+  "model.kernel": settings.choice(attention.KERNELS),
   "model.scan": checks.boolean,
   "decode.temperature": checks.nonnegative,
   "decode.top_k": _COUNT,

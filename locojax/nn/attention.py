@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from locojax.core import arrays, checks
+from locojax.nn import blockwise, fused, non_finite
 
 ROTARY_STYLES = ("half", "interleaved")
+KERNELS = ("full", "blockwise", "fused")
 
 
 def causal_mask(num_queries: int, num_keys: int | None = None) -> jax.Array:
@@ -133,7 +135,7 @@ def attend(
     mask: bool, broadcast to `[B, H, T, S]`.
     bias: added to the scores, broadcast to `[B, H, T, S]`; None adds nothing.
     bad: `[B, S, G]` bool, the keys and values that stand in for some that were
-      not finite, of `finite`; None looks for them if there is a mask.
+      not finite (see `non_finite`); None looks for them if there is a mask.
 
   Returns:
     `[B, T, H, D]` in the dtype of `value`. Masked keys count for nothing,
@@ -143,7 +145,7 @@ def attend(
   """
   spoilt = None
   if mask is not None and bad is None:
-    key, value, bad = finite(key, value)
+    key, value, bad = non_finite.cleaned_pairs(key, value)
   if bad is not None:
     query, spoilt = _spoilt(query, bad, mask)
   scores = _scores(query, key) * query.shape[-1] ** -0.5
@@ -180,31 +182,6 @@ def _weighted(weights, value) -> jax.Array:
   return out.reshape(*out.shape[:2], heads, -1)
 
 
-def _zeros_where(x: jax.Array, bad: jax.Array) -> jax.Array:
-  return jnp.where(bad[..., None], jnp.zeros((), x.dtype), x)
-
-
-def _not_finite(x: jax.Array) -> jax.Array:
-  return ~jnp.all(jnp.isfinite(x), axis=-1)
-
-
-def finite(
-  key: jax.Array, value: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Zeros in place of keys and values of which one is not finite.
-
-  Products with a weight of 0 are 0 only then, and so are their gradients.
-
-  Args:
-    key, value: `[..., D]`.
-
-  Returns:
-    `(key, value, bad)`; bad is `[...]` bool, true where zeros stand in.
-  """
-  bad = _not_finite(key) | _not_finite(value)
-  return _zeros_where(key, bad), _zeros_where(value, bad), bad
-
-
 def _spoilt(query, bad, mask):
   """Finite queries, and those `[B, T, H, 1]` that are not or see what is not.
 
@@ -213,14 +190,14 @@ def _spoilt(query, bad, mask):
     bad: `[B, S, G]`, see `attend`.
     mask: of `attend`.
   """
-  own = _not_finite(query)
+  query, own = non_finite.cleaned(query)
   keys = jnp.repeat(
     jnp.swapaxes(bad, 1, 2), query.shape[2] // bad.shape[2], axis=1
   )
   seen = keys[:, :, None] | jnp.swapaxes(own, 1, 2)[..., None]
   seen = seen if mask is None else mask & seen
   found = jnp.swapaxes(jnp.any(seen, axis=-1), 1, 2)[..., None]
-  return _zeros_where(query, own), found
+  return query, found
 
 
 def with_prefix(
@@ -283,7 +260,7 @@ def _with_prefix_bias(
 
 def _with_prefix_bad(num: int, key, value, bad):
   """Keys, values and `bad` where only those behind the first were looked at."""
-  *first, own = finite(key[:, :num], value[:, :num])
+  *first, own = non_finite.cleaned_pairs(key[:, :num], value[:, :num])
   key, value = (
     jnp.concatenate([new, x[:, num:]], axis=1)
     for new, x in zip(first, (key, value))
@@ -327,6 +304,11 @@ class MultiHeadAttention(nn.Module):
       cache has them alone.
     head_size: D, which H D need not make up E; None is E / H.
     rotary_style, rotary_period: of `rotary`.
+    kernel: how attention to tokens is computed, equal up to rounding: 'full'
+      holds all weights, `[B, H, T, S]`; 'blockwise' a block of them
+      (`blockwise`); 'fused' takes the device's kernel (`fused`), and blocks
+      where `mask`, `bias`, a prefix or a context is given. With `decode`, and
+      for `cross`, it is always 'full', whose queries are few.
   """
 
   num_heads: int
@@ -343,6 +325,7 @@ class MultiHeadAttention(nn.Module):
   head_size: int | None = None
   rotary_style: str = "half"
   rotary_period: float = 10_000.0
+  kernel: str = "full"
 
   def _dense(self, size: int, name: str) -> nn.Dense:
     return nn.Dense(
@@ -443,6 +426,8 @@ class MultiHeadAttention(nn.Module):
     if self.decode:
       key, value, bad, seen = self._cached(key, value, valid, positions)
       mask = combine_masks(mask, seen)
+    elif checks.one_of("kernel", self.kernel, KERNELS) != "full":
+      return self._in_blocks(query, key, value, valid, mask, prefix, bias)
     else:
       causal = causal_mask(query.shape[1]) if self.causal else None
       keys = None if valid is None else padding_mask(valid)
@@ -456,6 +441,25 @@ class MultiHeadAttention(nn.Module):
     core = jax.checkpoint(attend) if self.remat else attend
     return core(query, key, value, mask, bias, bad)
 
+  def _in_blocks(self, query, key, value, valid, mask, prefix, bias):
+    """Without an array of all weights; masks are not combined before."""
+    rest = (mask, prefix, bias)
+    alone = all(x is None for x in rest) and query.shape[1] == key.shape[1]
+    if self.kernel == "fused" and alone:
+      return fused.attend(query, key, value, valid, causal=self.causal)
+    masks = [mask, None if valid is None else padding_mask(valid)]
+    if prefix is not None:
+      num_keys = key.shape[1]
+      masks = [
+        None if m is None else with_prefix(prefix, key, value, m)[2]
+        for m in masks
+      ]
+      key, value, _ = with_prefix(prefix, key, value)
+      bias = _with_prefix_bias(bias, prefix[0].shape[1], num_keys)
+    return blockwise.attend(
+      query, key, value, tuple(masks), bias, causal=self.causal
+    )
+
   def _remembered(self, context, project):
     """Keys, values and `bad` of the context: of now, or of before."""
     names = ("keys", "values", "bad")
@@ -463,7 +467,7 @@ class MultiHeadAttention(nn.Module):
       key, value = project(context, "key"), project(context, "value")
       if not self.decode:
         return key, value, None
-      found = finite(key, value)
+      found = non_finite.cleaned_pairs(key, value)
       for name, x in zip(names, found):
         self.put_variable("memory", name, jnp.swapaxes(x, 1, 2))
       return found
@@ -487,7 +491,9 @@ class MultiHeadAttention(nn.Module):
     if valid is not None:  # padding is written nowhere
       place = jnp.where(valid, positions, self.max_len)
     rows, stored = jnp.arange(batch)[:, None], []
-    for name, new in zip(("keys", "values", "bad"), finite(key, value)):
+    for name, new in zip(
+      ("keys", "values", "bad"), non_finite.cleaned_pairs(key, value)
+    ):
       shape = (batch, new.shape[2], self.max_len, *new.shape[3:])
       kept = self.variable("cache", name, jnp.zeros, shape, new.dtype)
       kept.value = kept.value.at[rows, :, place].set(new, mode="drop")

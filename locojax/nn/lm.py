@@ -50,6 +50,7 @@ class DecoderLM(nn.Module):
     dtype: dtype of the computation; None is that of the parameters. Parameters
       are float32.
     dropout, drop_path: of the stack, in training.
+    kernel: of the attention, see `attention.MultiHeadAttention`.
     stack: makes the decoder of the settings above, `transformer.Stack` or one
       that takes the same, such as `parallel.ParallelStack`.
     logit_scale: what the logits are multiplied by, before the bias.
@@ -81,6 +82,7 @@ class DecoderLM(nn.Module):
   drop_path: float = 0.0
   stack: Callable[..., nn.Module] = transformer.Stack
   logit_scale: float = 1.0
+  kernel: str = "full"
 
   def _check(self) -> None:
     for name in ("vocab_size", "max_len", "model_size"):
@@ -174,6 +176,7 @@ class DecoderLM(nn.Module):
       dtype=self.dtype,
       dropout=self.dropout,
       drop_path=self.drop_path,
+      kernel=self.kernel,
       name="decoder",
     )(
       x,

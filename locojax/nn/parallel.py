@@ -46,6 +46,7 @@ class ParallelBlock(nn.Module):
     parallel: false has the feed-forward layers after the attention, with a norm
       of their own, `feed_forward_norm`; not fused.
     dtype: dtype of the computation; None follows the input.
+    kernel: as in `attention.MultiHeadAttention`.
   """
 
   num_heads: int
@@ -65,6 +66,7 @@ class ParallelBlock(nn.Module):
   fused: bool = False
   parallel: bool = True
   dtype: Any = None
+  kernel: str = "full"
 
   def _attention(self, kind: type, name: str) -> nn.Module:
     return kind(
@@ -81,6 +83,7 @@ class ParallelBlock(nn.Module):
       head_size=self.head_size,
       rotary_style=self.rotary_style,
       rotary_period=self.rotary_period,
+      kernel=self.kernel,
       name=name,
     )
 
@@ -210,6 +213,7 @@ class ParallelStack(transformer.Stack):
       fused=self.fused,
       parallel=self.parallel,
       dtype=self.dtype,
+      kernel=self.kernel,
       name=name,
     )
 

@@ -91,6 +91,7 @@ class Block(nn.Module):
     drop_path: probability, example by example, that in training what is added
       to x is nothing; otherwise it is divided by 1 - drop_path (stochastic
       depth, Huang et al. 2016, arXiv 1603.09382).
+    kernel: of the self-attention, see `attention.MultiHeadAttention`.
   """
 
   num_heads: int
@@ -109,6 +110,7 @@ class Block(nn.Module):
   dtype: Any = None
   dropout: float = 0.0
   drop_path: float = 0.0
+  kernel: str = "full"
 
   def _norm(self, name: str) -> nn.Module:
     return norms.make(
@@ -156,6 +158,7 @@ class Block(nn.Module):
       max_len=self.max_len,
       remat=self.remat == "attention",
       dtype=self.dtype,
+      kernel=self.kernel,
       name="attention",
     )
     feed_forward = FeedForward(
@@ -253,7 +256,7 @@ class Stack(nn.Module):
     num_layers: number of blocks.
     num_heads, hidden_size, activation, gated, causal, use_rotary, decode,
       max_len, cross_attention, use_bias, norm, norm_eps, dtype, dropout,
-      drop_path: of the blocks, the same in all of them.
+      drop_path, kernel: of the blocks, the same in all of them.
     scan: one block run `num_layers` times by `nn.scan`.
     remat: what the backward pass computes again instead of keeping it: 'none',
       'attention' (the weights alone), 'dots' (all of a block but its matrix
@@ -278,6 +281,7 @@ class Stack(nn.Module):
   dtype: Any = None
   dropout: float = 0.0
   drop_path: float = 0.0
+  kernel: str = "full"
 
   def _block(self, name: str) -> nn.Module:
     return Block(
@@ -297,6 +301,7 @@ class Stack(nn.Module):
       dtype=self.dtype,
       dropout=self.dropout,
       drop_path=self.drop_path,
+      kernel=self.kernel,
       name=name,
     )
 

@@ -91,7 +91,7 @@ class ViT(nn.Module):
     use_cls: whether a learned token stands in front of the patches.
     image_size: the side, or height and width, that images must have; None
       takes those at `init`, and later any of as many patches.
-    scan, remat: as in `transformer.Stack`.
+    scan, remat, kernel: as in `transformer.Stack`.
     dtype: of the computation; None follows the input.
   """
 
@@ -107,6 +107,7 @@ class ViT(nn.Module):
   scan: bool = False
   remat: str = "none"
   dtype: Any = None
+  kernel: str = "full"
 
   def setup(self):
     checks.positive_int("width", self.width)
@@ -121,6 +122,7 @@ class ViT(nn.Module):
       scan=self.scan,
       remat=self.remat,
       dtype=self.dtype,
+      kernel=self.kernel,
     )
 
   def _check_size(self, images: jax.Array) -> None:

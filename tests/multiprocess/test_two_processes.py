@@ -278,3 +278,21 @@ def test_detection_over_two_processes_is_that_of_one(tmp_path):
     (d["image_id"], d["category_id"], *d["bbox"]) for d in found
   )
   assert told(parts[2][1]) == told(parts[1][1])
+
+
+@pytest.mark.slow
+def test_labels_and_students_of_two_processes_are_those_of_one(tmp_path):
+  parts = {}
+  for count in (1, 2):
+    folder = tmp_path / str(count)
+    _run(folder, count, config="tests/experiments/spl_config.py")
+    line = folder / "seed_0"
+    spaces = [p.read_text() for p in sorted(line.rglob("label_space.json"))]
+    rows = []
+    for path in sorted(line.rglob("metrics.jsonl")):
+      rows += [json.loads(text) for text in path.read_text().splitlines()]
+    for row in rows:
+      row.pop("seconds")
+    parts[count] = spaces, rows
+  assert len(parts[1][0]) == 2 and parts[2][0] == parts[1][0]
+  _close(parts[2][1], parts[1][1], rel=1e-3)

@@ -75,6 +75,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     "moe_layers": (1, 3),
     "dtype": "float32",
     "remat": False,
+    "kernel": "full",
     "scan": False,
   }
   config.experts = {
@@ -185,6 +186,7 @@ def _paper(config, preset, num_experts, topology):
   )
   config.model.preset, config.model.dtype = preset, "bfloat16"
   config.model.remat = config.model.scan = True
+  config.model.kernel = "fused"
   config.experts.num_experts = num_experts
   config.batch_size, config.num_steps = 16384, 781_250
   config.mask_padding = False

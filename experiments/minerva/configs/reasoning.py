@@ -63,6 +63,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     "activation": "swish",
     "dtype": "float32",
     "remat": "none",
+    "kernel": "full",
     "scan_layers": False,
   }
   config.z_loss = 1e-4
@@ -166,6 +167,7 @@ def _paper(config, preset, batch, num_steps, start, mesh, topology):
   config.needs_data = False
   config.conditions = ("preserved",)
   config.model.update(preset=preset, dtype="bfloat16", remat="block")
+  config.model.kernel = "fused"
   config.model.scan_layers = True
   config.layout = "fsdp"
   config.batch_size, config.num_steps = batch, num_steps

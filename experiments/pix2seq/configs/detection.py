@@ -139,6 +139,7 @@ def _defaults_of_models(config):
     "max_len": 0,
     "dtype": "float32",
     "remat": "none",
+    "kernel": "full",
     "scan": False,
   }
   config.decode = {
@@ -313,6 +314,7 @@ def _coco(config):
     max_len=512,
     dtype="bfloat16",
     remat="block",
+    kernel="fused",
     scan=True,
   )
   config.decode.update(temperature=1.0, top_p=0.4, constrain="none")

@@ -113,6 +113,7 @@ class TowerBlock(nn.Module):
     group_examples: pairs of a routing group.
     order: of `ORDERS`.
     dtype: of the computation; None follows the input.
+    kernel: as in `attention.MultiHeadAttention`.
   """
 
   num_heads: int
@@ -121,13 +122,14 @@ class TowerBlock(nn.Module):
   group_examples: int | None = None
   order: str = "images_first"
   dtype: Any = None
+  kernel: str = "full"
 
   @nn.compact
   def __call__(self, streams: Streams, masks: Streams, train: bool):
     """`(streams, masks [B, T])` to `(streams, RoutingInfo or None)`."""
     norm = lambda name: nn.LayerNorm(dtype=self.dtype, name=name)
     attend = attention.MultiHeadAttention(
-      self.num_heads, dtype=self.dtype, name="attention"
+      self.num_heads, dtype=self.dtype, kernel=self.kernel, name="attention"
     )
     before, after = norm("attention_norm"), norm("feed_forward_norm")
     streams = {
@@ -248,6 +250,7 @@ class Tower(nn.Module):
   remat: bool = False
   scan: bool = False
   dtype: Any = None
+  kernel: str = "full"
 
   def _blocks(self, in_scan: bool) -> Callable[[bool, str], nn.Module]:
     return functools.partial(
@@ -260,6 +263,7 @@ class Tower(nn.Module):
       group_examples=self.group_examples,
       order=self.order,
       dtype=self.dtype,
+      kernel=self.kernel,
     )
 
   def _scanned(self, run: layers.Run, streams, masks, train):
@@ -319,6 +323,7 @@ class OneTower(nn.Module):
     scan: runs of repeated layers by `nn.scan`, which compiles faster; their
       parameters are stacked (`stack_layers`, `unstack_layers`).
     dtype: of the computation; routers and embeddings' norms are float32.
+    kernel: of the attention, see `attention.MultiHeadAttention`.
   """
 
   width: int
@@ -339,6 +344,7 @@ class OneTower(nn.Module):
   remat: bool = False
   scan: bool = False
   dtype: Any = None
+  kernel: str = "full"
 
   def _check(self, images, text) -> None:
     for name in _SIZE_FIELDS:
@@ -405,6 +411,7 @@ class OneTower(nn.Module):
       remat=self.remat,
       scan=self.scan,
       dtype=self.dtype,
+      kernel=self.kernel,
       name=name,
     )
 

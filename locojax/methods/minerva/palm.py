@@ -44,6 +44,7 @@ class PaLMConfig:
     dtype: dtype of the computation; None is that of the parameters (float32).
     remat: of `transformer.Stack`.
     scan_layers: whether the layers are one scan.
+    kernel: of the attention, see `attention.MultiHeadAttention`.
 
   Raises:
     ValueError: a size below 1, or sizes that do not fit.
@@ -68,6 +69,7 @@ class PaLMConfig:
   dtype: Any = None
   remat: str = "none"
   scan_layers: bool = False
+  kernel: str = "full"
 
   def __post_init__(self):
     for name in ("vocab_size", "num_layers", "d_model", "num_heads"):
@@ -83,6 +85,7 @@ class PaLMConfig:
     checks.one_of("rope_style", self.rope_style, attention.ROTARY_STYLES)
     checks.positive("rope_base", self.rope_base)
     checks.one_of("remat", self.remat, transformer.REMATS)
+    checks.one_of("kernel", self.kernel, attention.KERNELS)
     checks.float_dtype("dtype", self.dtype)
     for name in ("parallel", "fused", "tie_embeddings", "logit_scale"):
       checks.boolean(name, getattr(self, name))
@@ -167,6 +170,7 @@ def palm_model(
     cache_len=cache_len,
     scan=config.scan_layers,
     remat=config.remat,
+    kernel=config.kernel,
     use_bias=False,
     embedding_init=nn.initializers.normal(1.0),
     dtype=config.dtype,

@@ -58,6 +58,7 @@ def _blocks(module: nn.Module, x: jax.Array, train: bool) -> jax.Array:
     activation=module.activation,
     scan=module.scan,
     remat=module.remat,
+    kernel=module.kernel,
     norm_eps=EPS,
     dtype=module.dtype,
     dropout=module.dropout,
@@ -88,7 +89,7 @@ class ViTEncoder(nn.Module):
       of stride 2, each with an activation, as make P, which learn faster from
       few and small images. Their channels double up to E.
     activation: of the feed-forward layers and of the stem.
-    dropout, drop_path, scan, remat: as in `transformer.Stack`.
+    dropout, drop_path, scan, remat, kernel: as in `transformer.Stack`.
     dtype: dtype of the computation; None is float32. Parameters are float32.
   """
 
@@ -104,6 +105,7 @@ class ViTEncoder(nn.Module):
   scan: bool = False
   remat: str = "none"
   dtype: Any = None
+  kernel: str = "full"
 
   def _check_images(self, images: jax.Array) -> None:
     size = checks.positive_int("patch_size", self.patch_size)
@@ -183,7 +185,7 @@ class ResNetEncoder(nn.Module):
     resnet_width: channels of its stem.
     activation: of the feed-forward layers.
     dropout: of the feed-forward layers, and of the map.
-    drop_path, scan, remat: as in `transformer.Stack`.
+    drop_path, scan, remat, kernel: as in `transformer.Stack`.
     dtype: dtype of the computation; None is float32. Parameters are float32.
   """
 
@@ -201,6 +203,7 @@ class ResNetEncoder(nn.Module):
   scan: bool = False
   remat: str = "none"
   dtype: Any = None
+  kernel: str = "full"
 
   @nn.compact
   def __call__(

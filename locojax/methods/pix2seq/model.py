@@ -229,6 +229,7 @@ def preset(
   scan: bool = False,
   remat: str = "none",
   dtype: Any = None,
+  kernel: str = "full",
 ) -> Pix2Seq:
   """A model by name.
 
@@ -245,6 +246,7 @@ def preset(
     decoder: other settings of the decoder.
     bridge_mode: as of `Pix2Seq`.
     activation, dropout, drop_path, scan, remat, dtype: of all parts.
+    kernel: of the self-attention, see `attention.MultiHeadAttention`.
 
   Raises:
     ValueError: an unknown name, or a size that is none.
@@ -253,7 +255,7 @@ def preset(
   shared = dict(
     activation=activation, dropout=dropout, drop_path=drop_path, dtype=dtype
   )
-  both = dict(scan=scan, remat=remat, **shared)
+  both = dict(scan=scan, remat=remat, kernel=kernel, **shared)
   sizes = dict(vocab_size=vocab_size, max_len=max_len)
   for key, value in sizes.items():
     checks.positive_int(key, value)
