@@ -38,6 +38,29 @@ VARIANTS = (
   *("gaussian", "folder", "gpu", "paper"),
 )
 
+_DATA = {
+  "kind": "split",
+  "names": ("mnist",),
+  "num_tasks": 5,
+  "backbone": ("fashion_mnist", "omniglot"),
+  "checkpoint": "",
+  "format": "",
+  # Heads of a checkpoint that does not tell them; 0 is what it tells.
+  "num_heads": 0,
+  "data_dir": "",
+  "path": "",
+  "image_size": 28,
+  "channels": 1,
+  "train_per_class": 500,
+  "test_per_class": 200,
+  # Of a folder: the same classes in all tasks? Are there `train` and `test`?
+  "shared_classes": False,
+  "has_test": False,
+  "test_share": 0.2,
+  "backbone_per_class": 0,
+  "seed": 0,
+}
+
 
 def get_config(variant: str = "mnist") -> ConfigDict:
   """The experiment at one of `VARIANTS`."""
@@ -48,28 +71,7 @@ def get_config(variant: str = "mnist") -> ConfigDict:
   config.methods, config.method = METHODS, "l2p"
   # A run is the backbone, or one task of a method.
   config.stage, config.task = "task", 0
-  config.data = {
-    "kind": "split",
-    "names": ("mnist",),
-    "num_tasks": 5,
-    "backbone": ("fashion_mnist", "omniglot"),
-    "checkpoint": "",
-    "format": "",
-    # Heads of a checkpoint that does not tell them; 0 is what it tells.
-    "num_heads": 0,
-    "data_dir": "",
-    "path": "",
-    "image_size": 28,
-    "channels": 1,
-    "train_per_class": 500,
-    "test_per_class": 200,
-    # Of a folder: the same classes in all tasks? Are there `train` and `test`?
-    "shared_classes": False,
-    "has_test": False,
-    "test_share": 0.2,
-    "backbone_per_class": 0,
-    "seed": 0,
-  }
+  config.data = dict(_DATA)
   # Of the schedule without boundaries; the reach of a class is in batches.
   config.gaussian = {"num_episodes": 100, "steps_per_episode": 4, "std": 20.0}
   config.ewc_every = 20
