@@ -70,7 +70,8 @@ def test_a_study_ends_in_a_table_a_figure_and_a_result(tmp_path, capsys):
   assert said.startswith("3 runs; the time for all is told after the first.\n")
   assert re.search(r"\[1/3\] factor 1: 10.0s; ETA \d", said)
   assert "[3/3] factor 3: 30.0s\n" in said and "ETA" not in said.split("[3/")[1]
-  assert (tmp_path / "s/table.md").read_text() == out["markdown"] + "\n"
+  told = (tmp_path / "s/table.md").read_text()
+  assert told == out["markdown"] + "\n\na note\n"
   assert "table:" in said and (tmp_path / "s/figure.png").exists()
   found = results.load(tmp_path / "r.json")
   assert found["rows"] == out["rows"] and found["time_seconds"] == 60.0
