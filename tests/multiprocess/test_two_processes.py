@@ -68,9 +68,9 @@ def _finish(processes, seconds=120):
       p.kill()
 
 
-def _run(folder, count, *args, **settings):
+def _run(folder, count, *args, seconds=120, **settings):
   processes = _start(folder, count, *args, **settings)
-  said = _finish(processes)
+  said = _finish(processes, seconds)
   assert [p.returncode for p in processes] == [0] * count, "\n".join(said)
   return said
 
@@ -285,7 +285,8 @@ def test_labels_and_students_of_two_processes_are_those_of_one(tmp_path):
   parts = {}
   for count in (1, 2):
     folder = tmp_path / str(count)
-    _run(folder, count, config="tests/experiments/spl_config.py")
+    config = "tests/experiments/spl_config.py"
+    _run(folder, count, config=config, seconds=400)
     line = folder / "seed_0"
     spaces = [p.read_text() for p in sorted(line.rglob("label_space.json"))]
     rows = []
