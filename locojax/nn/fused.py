@@ -98,8 +98,12 @@ def _splash(query, key, value, valid, *, causal, interpret=False):
 
 
 def _cudnn(query, key, value, valid, *, causal, padded):
-  """cuDNN would hold a bias for the padding, so that it is left out there."""
-  if padded or query.dtype not in _HALF or query.shape[-1] % 8:
+  """cuDNN would hold a bias for the padding, so that it is left out there.
+
+  Its form is refused in tracing where there is no GPU.
+  """
+  fits = query.dtype in _HALF and query.shape[-1] % 8 == 0
+  if padded or not fits or jax.default_backend() != "gpu":
     return _blocks(query, key, value, valid, causal=causal)
   return jax.nn.dot_product_attention(
     query, key, value, is_causal=causal, implementation="cudnn"

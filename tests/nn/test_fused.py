@@ -98,6 +98,15 @@ def test_the_first_rows_alone_by_any_kernel():
     np.testing.assert_allclose(found, full, atol=1e-5)
 
 
+def test_half_precision_without_padding():
+  args = [x.astype(jnp.bfloat16) for x in _draw()]
+  found = jax.jit(fused.attend)(*args)
+  wanted = attention.attend(*args)
+  assert found.dtype == jnp.bfloat16
+  as_wide = lambda x: np.asarray(x, np.float32)
+  np.testing.assert_allclose(as_wide(found), as_wide(wanted), atol=0.02)
+
+
 def test_a_mesh_cuts_examples_and_heads():
   mesh = jax.sharding.AbstractMesh((2, 4, 3), ("data", "model", "expert"))
   assert fused._axes(mesh, 12, 8, 4) == (("data", "expert"), "model")
