@@ -340,8 +340,7 @@ def run(config, workdir: str) -> dict[str, Any]:
       Line(made, stages.changed(config, seed=seed), start, kept).run()
     distributed.sync("students")
     out = report.write(made, sets.load(config).classes)
-    if distributed.is_main():
-      out["pictures"] = pictures.write(config, made.workdir)
+    out["pictures"] = pictures.write(config, made.workdir)
     return out
 
 

@@ -182,8 +182,12 @@ def write_moving(clip, maps, path: pathlib.Path, *, zoom: int = 4):
 
 
 def write(config, workdir: pathlib.Path) -> list[str]:
-  """Strips and moving pictures of the first seed's student of pairs."""
-  if not config.pictures:
+  """Strips and moving pictures of the first seed's student of pairs.
+
+  A run of several processes has none: one process, which reads the checkpoint
+  of the student alone, draws them when it is given the finished folder.
+  """
+  if not config.pictures or jax.process_count() > 1:
     return []
   found = explained(config, workdir)
   if found is None:
