@@ -51,7 +51,8 @@ def _run(source: str, folder: pathlib.Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("source", PYTHON)
-def test_python_blocks_run(source, tmp_path):
+def test_python_blocks_run(source, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)  # a block may write files
   _run(source, tmp_path)
 
 
