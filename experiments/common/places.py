@@ -80,9 +80,9 @@ def data_set(
     raise ValueError(f"{key}={given!r} is not allowed here: {error}") from error
 
 
-def expanded(path: str) -> str:
+def expanded(path: str | os.PathLike) -> pathlib.Path:
   """A path with variables of the environment and `~` filled in."""
-  return os.path.expanduser(os.path.expandvars(path))
+  return pathlib.Path(os.path.expandvars(path)).expanduser()
 
 
 def there(name: str, found: str) -> str:
@@ -103,7 +103,7 @@ def path(
     what: it must be, for the message.
     folder: whether it must be a folder (True) or a file (False).
   """
-  where = pathlib.Path(expanded(found))
+  where = expanded(found)
   right = {None: where.exists, True: where.is_dir, False: where.is_file}
   if not found or not right[folder]():
     there = "" if not found else ", and there is none"

@@ -36,10 +36,6 @@ _INTERPRETER = ("python", "stdlib")
 _PACKAGES = ("installed", "library")  # of this interpreter
 
 
-def _own(path: str) -> pathlib.Path:
-  return pathlib.Path(places.expanded(path))
-
-
 def _of_set(name: str, data: Mapping[str, Any]) -> str | None:
   """Digest of a set by its name; None if it is not read from files.
 
@@ -62,7 +58,7 @@ def _of_set(name: str, data: Mapping[str, Any]) -> str | None:
   if name in _PACKAGES:
     return code.digest_of_installed(only_library=name == "library")
   if name in _OWN and data.get("path"):
-    return digests.of_files(_own(data["path"]))
+    return digests.of_files(places.expanded(data["path"]))
   return None
 
 
@@ -75,7 +71,10 @@ def _entries(
     yield str(name), functools.partial(_of_set, name, data)
   for file in ("tokenizer", "checkpoint"):
     if data.get(file):
-      yield file, functools.partial(digests.of_files, _own(data[file]))
+      yield (
+        file,
+        functools.partial(digests.of_files, places.expanded(data[file])),
+      )
   if any(str(n).startswith(noisy_labels.HUMAN) for n in noises):
     data_dir = data.get("data_dir") or None
     yield (

@@ -121,7 +121,7 @@ def _texts(data: Mapping[str, Any]) -> client_texts.Texts:
       f"data.path='' is not allowed with data.name={data['name']!r}: it must "
       "be a folder of text files, or JSON lines with a row for each role."
     )
-  path = pathlib.Path(places.expanded(data["path"]))
+  path = places.expanded(data["path"])
   if checks.one_of("data.name", data["name"], ("roles", "folder")) == "roles":
     return client_texts.shakespeare_by_role(path)
   return client_texts.texts_of_folder(path, clients=data["unit"])

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -208,7 +207,7 @@ def folder_pairs(data: Mapping[str, Any], size: int) -> Pairs:
       "data.path='' is not allowed with the data set 'folder': it must be a "
       "folder of images with captions (see locojax.data.captions)."
     )
-  path = pathlib.Path(places_lib.expanded(data["path"]))
+  path = places_lib.expanded(data["path"])
   source = captions.from_caption_folder(path, size=(size, size))
   order = np.random.default_rng(data["seed"]).permutation(len(source))
   num = max(1, round(data["held_out_share"] * len(source)))

@@ -58,13 +58,13 @@ def _python(num_bytes: int | None) -> np.ndarray:
 
 
 def _file(path: str) -> np.ndarray:
-  path = places.expanded(path)
-  if not path or not pathlib.Path(path).is_file():
+  where = places.expanded(path)
+  if not path or not where.is_file():
     raise ValueError(
       f"data.path={path!r} is not allowed: with data.name='file' it must be a "
       "`.npy` file of tokens."
     )
-  tokens = np.load(path, mmap_mode="r")
+  tokens = np.load(where, mmap_mode="r")
   if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
     raise ValueError(
       f"data.path={path!r} holds {tokens.dtype} of shape {tokens.shape}: it "

@@ -158,7 +158,7 @@ def own(path: str | os.PathLike, format: str, split: str, **settings: Any):
     ValueError: an unknown format; what the readers of `boxes` refuse.
   """
   checks.one_of("data.format", format, FORMATS)
-  root = pathlib.Path(places.expanded(path))
+  root = places.expanded(path)
   if format == "voc":
     return boxes.from_voc(root, split=split or None, **settings)
   if format == "yolo":

@@ -125,12 +125,8 @@ def num_classes(data: Mapping[str, Any]) -> int:
   return IMAGES[data["name"]]
 
 
-def _place(path: str) -> pathlib.Path:
-  return pathlib.Path(places.expanded(path))
-
-
 def _own_classes(path: str) -> list[str]:
-  root = _place(path) / "train"
+  root = places.expanded(path) / "train"
   found = root.iterdir() if root.is_dir() else ()
   return sorted(
     p.name for p in found if p.is_dir() and not p.name.startswith(".")
@@ -165,7 +161,7 @@ def files_of(data: Mapping[str, Any]) -> pathlib.Path:
   text = json.dumps(made, sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:12]
   root = os.environ.get("LOCOJAX_CACHE") or "~/.cache/locojax"
-  root = _place(data["path"] or f"{root}/made_videos_{digest}")
+  root = places.expanded(data["path"] or f"{root}/made_videos_{digest}")
   return video_made_files.write_sets(
     root, recipe(data), _numbers(data), seed=data["seed"]
   )
@@ -178,7 +174,9 @@ def _video_sets(data: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
       recipe(data), _numbers(data), seed=data["seed"]
     )
     return {k: _drawn(v) for k, v in found.items()}, found["weak"].spans
-  root = files_of(data) if data["name"] == FILES else _place(data["path"])
+  root = (
+    files_of(data) if data["name"] == FILES else places.expanded(data["path"])
+  )
   names = [n for n in ("weak", "train", "test") if (root / n).is_dir()]
   found = {n: video.from_video_folder(root / n) for n in names}
   _check_classes(found, root)

@@ -115,7 +115,7 @@ def _forward(query, key, value, bias, masks, sizes: _Sizes):
   num = query.shape[3] // sizes.queries
 
   def block(i):
-    part = _cut(query, 3, sizes.queries, i) if num > 1 else query
+    part = _cut(query, 3, sizes.queries, i)
     return _queries_forward(part, key, value, bias, masks, sizes, i)
 
   if num == 1:
@@ -213,9 +213,7 @@ def _spoilt(bad, own, masks, sizes: _Sizes) -> jax.Array:
   """
 
   def block(i):
-    mine = (
-      own if own.shape[3] == sizes.queries else _cut(own, 3, sizes.queries, i)
-    )
+    mine = _cut(own, 3, sizes.queries, i)
 
     def step(found, j):
       seen = _seen(masks, sizes, i, j)

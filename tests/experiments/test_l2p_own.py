@@ -96,7 +96,7 @@ def test_a_file_that_does_not_fit_is_refused(weights, folder, changes, said):
 def test_a_folder_by_any_path(folder, monkeypatch):
   monkeypatch.setenv("HOME", str(folder.parent))
   monkeypatch.setenv("OWN", str(folder))
-  assert places.expanded("$OWN") == str(folder)
+  assert places.expanded("$OWN") == folder
   made = tasks.load(_config("folder", path=f"~/{folder.name}", image_size=8))
   assert made.names == ("first", "second")
   assert [len(t["label"]) for t in made.trains] == [4, 4]
