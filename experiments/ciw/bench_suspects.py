@@ -18,6 +18,7 @@ no noise but the symmetric one.
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
 import subprocess
 import sys
@@ -157,12 +158,15 @@ def peer(cases: dict[str, dict[str, Any]], python: str) -> dict[str, Any]:
     for number, made in enumerate(cases.values()):
       given = {k: made[k] for k in ("features", "labels", "folds", "ours")}
       files.write_arrays(folder / f"{number}.npz", **given)
-    subprocess.run([python, "-P", str(PEER), name], check=True)
-    told = {
-      key: files.read_arrays(folder / f"{number}_told.npz")
-      for number, key in enumerate(cases)
-    }
-    return {"told": told, "versions": files.read_json(folder / "versions.json")}
+    printed = subprocess.run(
+      [python, "-P", str(PEER), name], check=True, stdout=subprocess.PIPE
+    ).stdout
+  found = json.loads(printed)
+  told = {
+    key: {n: np.array(v) for n, v in found["told"][str(number)].items()}
+    for number, key in enumerate(cases)
+  }
+  return {"told": told, "versions": found["versions"]}
 
 
 def cases_of(sets, seeds, num: int) -> dict[tuple, dict[str, Any]]:

@@ -3,10 +3,10 @@
   python experiments/ciw/bench_suspects_peer.py FOLDER
 
 FOLDER has files `<number>.npz` with `features`, `labels`, `folds` and `ours`,
-probabilities of another model. To each it adds `<number>_told.npz`: cleanlab's
-quality of every label by each of its scores, with the probabilities of logistic
-regression on standardised columns out of these folds (`lr/<score>`) and with
-the others (`ours/<score>`).
+probabilities of another model. One line of JSON is printed: `versions`, and for
+each file `told`, cleanlab's quality of every label by each of its scores, with
+the probabilities of logistic regression on standardised columns out of these
+folds (`lr/<score>`) and with the others (`ours/<score>`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def logistic_regression(features, labels, folds) -> np.ndarray:
   )
 
 
-def told(found) -> dict[str, np.ndarray]:
+def told(found) -> dict[str, list[float]]:
   """Qualities of the labels of one file."""
   labels = found["labels"]
   several = {
@@ -51,17 +51,18 @@ def told(found) -> dict[str, np.ndarray]:
     "ours": found["ours"],
   }
   return {
-    f"{name}/{score}": rank.get_label_quality_scores(labels, p, **settings)
+    f"{name}/{score}": rank.get_label_quality_scores(
+      labels, p, **settings
+    ).tolist()
     for name, p in several.items()
     for score, settings in SCORES.items()
   }
 
 
 if __name__ == "__main__":
-  folder = pathlib.Path(sys.argv[1])
-  for path in sorted(folder.glob("*[0-9].npz")):
-    with np.load(path) as found:
-      np.savez(path.with_name(f"{path.stem}_told.npz"), **told(found))
+  results = {}
+  for path in sorted(pathlib.Path(sys.argv[1]).glob("*.npz")):
+    with np.load(path) as arrays:
+      results[path.stem] = told(arrays)
   versions = {n: metadata.version(n) for n in ("cleanlab", "scikit-learn")}
-  text = json.dumps(versions)
-  (folder / "versions.json").write_text(text, encoding="utf-8")
+  print(json.dumps({"told": results, "versions": versions}))

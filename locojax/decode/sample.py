@@ -80,7 +80,10 @@ def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
   logits = logits.astype(jnp.float32)
   if k == 0 or k >= logits.shape[-1]:
     return logits
-  least = jax.lax.top_k(logits, k)[0][..., -1:]
+  if k == 1:  # which some compilers sort for
+    least = jnp.max(logits, axis=-1, keepdims=True)
+  else:
+    least = jax.lax.top_k(logits, k)[0][..., -1:]
   return _keep_best(logits, least, k)
 
 

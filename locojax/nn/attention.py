@@ -7,6 +7,7 @@ A mask is True where a query may look at a key.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -124,6 +125,8 @@ def attend(
   mask: jax.Array | None = None,
   bias: jax.Array | None = None,
   bad: jax.Array | None = None,
+  *,
+  heads_first: bool = False,
 ) -> jax.Array:
   """softmax(Q K^T / sqrt(D) + bias) V, with the softmax in float32.
 
@@ -136,6 +139,8 @@ def attend(
     bias: added to the scores, broadcast to `[B, H, T, S]`; None adds nothing.
     bad: `[B, S, G]` bool, the keys and values that stand in for some that were
       not finite (see `non_finite`); None looks for them if there is a mask.
+    heads_first: whether `key` and `value` are `[B, G, S, D]` and `bad`
+      `[B, G, S]`, as a cache has them: products read them where they lie.
 
   Returns:
     `[B, T, H, D]` in the dtype of `value`. Masked keys count for nothing,
@@ -147,8 +152,10 @@ def attend(
   if mask is not None and bad is None:
     key, value, bad = non_finite.cleaned_pairs(key, value)
   if bad is not None:
-    query, spoilt = _spoilt(query, bad, mask)
-  scores = _scores(query, key) * query.shape[-1] ** -0.5
+    by_head = bad if heads_first else jnp.swapaxes(bad, 1, 2)
+    query, spoilt = _spoilt(query, by_head, mask)
+  stored = "gs" if heads_first else "sg"
+  scores = _scores(query, key, stored) * query.shape[-1] ** -0.5
   if bias is not None:
     scores = scores + bias.astype(jnp.float32)
   if mask is not None:
@@ -156,29 +163,35 @@ def attend(
   weights = jax.nn.softmax(scores, axis=-1)
   if mask is not None:
     weights = jnp.where(mask, weights, 0.0)
-  out = _weighted(weights.astype(value.dtype), value)
+  out = _weighted(weights.astype(value.dtype), value, stored)
   return out if spoilt is None else jnp.where(spoilt, jnp.nan, out)
 
 
-def _scores(query, key) -> jax.Array:
-  """Products of queries and keys, `[B, H, T, S]` float32."""
-  heads, groups = query.shape[2], key.shape[2]
+def _scores(query, key, stored: str) -> jax.Array:
+  """Products of queries and keys, `[B, H, T, S]` float32.
+
+  Args:
+    query: `[B, T, H, D]`.
+    key: `[B, S, G, D]` if stored is 'sg', `[B, G, S, D]` if it is 'gs'.
+    stored: see there.
+  """
+  heads, groups = query.shape[2], key.shape[1 + stored.index("g")]
+  checks.divisible("num_heads", heads, "num_kv_heads", groups)
   wide = {"preferred_element_type": jnp.float32}
   if groups == heads:
-    return jnp.einsum("bthd,bshd->bhts", query, key, **wide)
-  checks.divisible("num_heads", heads, "num_kv_heads", groups)
+    return jnp.einsum(f"btgd,b{stored}d->bgts", query, key, **wide)
   query = query.reshape(*query.shape[:2], groups, -1, query.shape[3])
-  scores = jnp.einsum("btghd,bsgd->bghts", query, key, **wide)
+  scores = jnp.einsum(f"btghd,b{stored}d->bghts", query, key, **wide)
   return scores.reshape(scores.shape[0], heads, *scores.shape[3:])
 
 
-def _weighted(weights, value) -> jax.Array:
-  """Sums of values, `[B, T, H, D]`."""
-  heads, groups = weights.shape[1], value.shape[2]
+def _weighted(weights, value, stored: str) -> jax.Array:
+  """Sums of values, `[B, T, H, D]`; `stored` as of `_scores`."""
+  heads, groups = weights.shape[1], value.shape[1 + stored.index("g")]
   if groups == heads:
-    return jnp.einsum("bhts,bshd->bthd", weights, value)
+    return jnp.einsum(f"bgts,b{stored}d->btgd", weights, value)
   weights = weights.reshape(-1, groups, heads // groups, *weights.shape[2:])
-  out = jnp.einsum("bghts,bsgd->btghd", weights, value)
+  out = jnp.einsum(f"bghts,b{stored}d->btghd", weights, value)
   return out.reshape(*out.shape[:2], heads, -1)
 
 
@@ -187,13 +200,11 @@ def _spoilt(query, bad, mask):
 
   Args:
     query: `[B, T, H, D]`.
-    bad: `[B, S, G]`, see `attend`.
+    bad: `[B, G, S]`, see `attend`.
     mask: of `attend`.
   """
   query, own = non_finite.cleaned(query)
-  keys = jnp.repeat(
-    jnp.swapaxes(bad, 1, 2), query.shape[2] // bad.shape[2], axis=1
-  )
+  keys = jnp.repeat(bad, query.shape[2] // bad.shape[1], axis=1)
   seen = keys[:, :, None] | jnp.swapaxes(own, 1, 2)[..., None]
   seen = seen if mask is None else mask & seen
   found = jnp.swapaxes(jnp.any(seen, axis=-1), 1, 2)[..., None]
@@ -266,6 +277,11 @@ def _with_prefix_bad(num: int, key, value, bad):
     for new, x in zip(first, (key, value))
   )
   return key, value, jnp.concatenate([own, bad], axis=1)
+
+
+def _swapped(*arrays_of_heads: jax.Array) -> tuple[jax.Array, ...]:
+  """From heads in front of places to heads behind them, and back."""
+  return tuple(jnp.swapaxes(x, 1, 2) for x in arrays_of_heads)
 
 
 def _attend_in_groups(core, query, key, value, valid, bad) -> jax.Array:
@@ -396,7 +412,7 @@ class MultiHeadAttention(nn.Module):
       if context is not None:
         context = arrays.kept(context, valid)
       key, value, bad = self._remembered(context, project)
-      core = jax.checkpoint(attend) if self.remat else attend
+      core = self._core(heads_first=self.decode)
       out = _attend_in_groups(core, query, key, value, valid, bad)
       return self._dense(size, "out")(out.reshape(*out.shape[:2], -1))
     if context is None:
@@ -432,14 +448,22 @@ class MultiHeadAttention(nn.Module):
       causal = causal_mask(query.shape[1]) if self.causal else None
       keys = None if valid is None else padding_mask(valid)
       mask = combine_masks(mask, causal, keys)
+    heads_first = self.decode
     if prefix is not None:
+      if heads_first:
+        key, value, bad = _swapped(key, value, bad)
+        heads_first = False
       num_keys, num_prefix = key.shape[1], prefix[0].shape[1]
       key, value, mask = with_prefix(prefix, key, value, mask)
       if bad is not None:
         key, value, bad = _with_prefix_bad(num_prefix, key, value, bad)
       bias = _with_prefix_bias(bias, num_prefix, num_keys)
-    core = jax.checkpoint(attend) if self.remat else attend
+    core = self._core(heads_first=heads_first)
     return core(query, key, value, mask, bias, bad)
+
+  def _core(self, *, heads_first: bool):
+    core = functools.partial(attend, heads_first=heads_first)
+    return jax.checkpoint(core) if self.remat else core
 
   def _in_blocks(self, query, key, value, valid, mask, prefix, bias):
     """Without an array of all weights; masks are not combined before."""
@@ -461,15 +485,18 @@ class MultiHeadAttention(nn.Module):
     )
 
   def _remembered(self, context, project):
-    """Keys, values and `bad` of the context: of now, or of before."""
+    """Keys, values and `bad` of the context: of now, or of before.
+
+    As the cache has them with `decode`, else with the heads behind the places.
+    """
     names = ("keys", "values", "bad")
     if context is not None:
       key, value = project(context, "key"), project(context, "value")
       if not self.decode:
         return key, value, None
-      found = non_finite.cleaned_pairs(key, value)
+      found = _swapped(*non_finite.cleaned_pairs(key, value))
       for name, x in zip(names, found):
-        self.put_variable("memory", name, jnp.swapaxes(x, 1, 2))
+        self.put_variable("memory", name, x)
       return found
     if not (self.decode and self.has_variable("memory", "keys")):
       raise ValueError(
@@ -477,11 +504,10 @@ class MultiHeadAttention(nn.Module):
         "have been given to a call before with decode=True, whose collection "
         "'memory' is at hand."
       )
-    kept = (self.get_variable("memory", name) for name in names)
-    return tuple(jnp.swapaxes(x, 1, 2) for x in kept)
+    return tuple(self.get_variable("memory", name) for name in names)
 
   def _cached(self, key, value, valid, positions):
-    """Writes at `positions`; all keys, values and `bad`, and what is seen."""
+    """Writes at `positions`; the whole cache, and what is seen."""
     if self.max_len is None:
       raise ValueError("max_len=None is not allowed with decode=True.")
     batch, num = key.shape[:2]
@@ -497,7 +523,7 @@ class MultiHeadAttention(nn.Module):
       shape = (batch, new.shape[2], self.max_len, *new.shape[3:])
       kept = self.variable("cache", name, jnp.zeros, shape, new.dtype)
       kept.value = kept.value.at[rows, :, place].set(new, mode="drop")
-      stored.append(jnp.swapaxes(kept.value, 1, 2))
+      stored.append(kept.value)
     seen = jnp.arange(self.max_len) <= positions[:, None, :, None]
     return *stored, seen
 
