@@ -16,7 +16,8 @@ trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet --disable-pip-version-check \
   'flax==0.12.8' \
-  'jax[cpu]==0.10.2'
+  'jax==0.10.2' \
+  'jaxlib==0.10.2'
 cd "$work"
 JAX_PLATFORMS=cpu "$work/venv/bin/python" -I - <<'END'
 import functools

@@ -3,7 +3,7 @@
 # Version:  jax 0.10.2
 # Expected: a program for CUDA can be lowered on a machine without a GPU, as
 #           `jax.export(..., platforms=["cuda"])` does for other functions, and
-#           a branch of `lax.platform_dependent` for CUDA does not matter on CPU.
+#           a CUDA branch of `lax.platform_dependent` does not matter on CPU.
 # Happens:  with `implementation="cudnn"` both raise "cuDNN is not detected"
 #           while they are traced: the library is looked for on the machine
 #           that traces, not on the one that will run.
@@ -16,7 +16,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet --disable-pip-version-check \
-  'jax[cpu]==0.10.2'
+  'jax==0.10.2' \
+  'jaxlib==0.10.2'
 cd "$work"
 JAX_PLATFORMS=cpu "$work/venv/bin/python" -I - <<'END'
 import functools
