@@ -217,7 +217,9 @@ def _ablation(config):
 def _photographs(config):
   """Small sets, from pre-training on canvases and from scratch."""
   config.methods = ("augmented", "scratch", "detr", "detr_scratch")
-  config.pretrain.num_steps = 1500
+  config.pretrain.num_steps = 2000
+  # Of the canvases, as those of `cpu`.
+  config.data.update(ground=(0, 63), clutter=0, noise=0.0)
   _sizes(config, 96, 2, 4, 384)
   config.learning_rate, config.num_steps = 1e-3, 600
   config.model.update(dropout=0.1)
