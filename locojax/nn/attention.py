@@ -305,13 +305,15 @@ class MultiHeadAttention(nn.Module):
     use_rotary: whether queries and keys are turned by their positions.
     use_bias: whether the dense layers have one.
     decode: whether keys and values go to, and are read from, the cache: the
-      collection `cache`, arrays `keys` and `values` of `[B, H, max_len, D]`,
-      in the order in which attention reads them, and `bad` `[B, H, max_len]`,
-      those that were not finite (zeros are kept in their place).
+      collection `cache`, arrays `keys` and `values` of `[B, G, max_len, D]`,
+      in the order in which attention reads them, and `bad` `[B, G, max_len]`,
+      those that were not finite (zeros are kept in their place). There is no
+      index of the cache: every call gives its `positions`. A query sees the
+      places up to its own, whatever `causal` is.
     max_len: size of the cache.
     cross: whether keys and values come from `context` alone. With `decode`
       they are projected when it is given and kept in the collection `memory`,
-      arrays `keys`, `values` and `bad` of `[B, H, S, D]` and `[B, H, S]`;
+      arrays `keys`, `values` and `bad` of `[B, G, S, D]` and `[B, G, S]`;
       later calls, without it, read them from there.
     remat: whether the backward pass computes the attention weights again.
     dtype: dtype of the computation; None follows the input.
@@ -324,7 +326,10 @@ class MultiHeadAttention(nn.Module):
       holds all weights, `[B, H, T, S]`; 'blockwise' a block of them
       (`blockwise`); 'fused' takes the device's kernel (`fused`), and blocks
       where `mask`, `bias`, a prefix or a context is given. With `decode`, and
-      for `cross`, it is always 'full', whose queries are few.
+      for `cross` (in training too), it is always 'full'.
+
+  No weight is dropped out. What is not finite where nobody looks changes
+  nothing; where a query looks it gives NaN (see `attend`).
   """
 
   num_heads: int
@@ -383,12 +388,13 @@ class MultiHeadAttention(nn.Module):
       x: what asks; also what is asked, unless `context` is given.
       context: `[B, S, C]`, keys and values of cross-attention. With `cross` it
         may have B / n rows, each of which serves n rows of `x` in turn.
-      valid: `[B, S]` bool, the keys that are no padding. Padding may hold
-        anything; of `x` it asks as zeros do.
-      mask: bool, broadcast to `[B, H, T, S]`; besides `causal` and `valid`.
+      valid: `[B, S]` bool, the keys that are no padding, which may hold
+        anything: it is set to 0. With `decode` `[B, T]`, of the new tokens.
+      mask: bool, broadcast to `[B, H, T, S]`, where S is `max_len` with
+        `decode`; besides `causal` and `valid`.
       positions: `[B, T]` or `[1, T]`, places of the tokens for `use_rotary`
-        and the cache; None counts from 0.
-      prefix: keys and values, `[B, N, H, D]` or `[1, N, H, D]` each, that stand
+        and the cache; None counts from 0, in every call.
+      prefix: keys and values, `[B, N, G, D]` or `[1, N, G, D]` each, that stand
         in front of those of the tokens and are seen by every query; no
         position turns them, no bias moves them, and no cache keeps them.
       bias: added to the scores, broadcast to `[B, H, T, S]`.

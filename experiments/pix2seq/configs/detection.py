@@ -220,31 +220,33 @@ def _photographs(config):
   config.pretrain.num_steps = 2000
   # Of the canvases, as those of `cpu`.
   config.data.update(ground=(0, 63), clutter=0, noise=0.0)
-  _sizes(config, 96, 2, 4, 384)
   config.learning_rate, config.num_steps = 1e-3, 600
   config.model.update(dropout=0.1)
 
 
 def _cells(config):
   _photographs(config)
-  config.data.update(name="bccd", image_size=96)
+  config.data.update(name="bccd", image_size=64)
+  config.pretrain.sides = (6, 28)
   config.augment.update(low=0.7, high=1.4, colour=0.2)
-  config.sequence.update(max_objects=32, num_bins=128)
+  config.sequence.max_objects = 32
   config.batch_size, config.pretrain.batch_size = 16, 16
   config.eval_batch_size = 24
 
 
 def _coco128(config):
   _photographs(config)
-  config.data.update(name="coco128", image_size=96)
+  config.data.update(name="coco128", image_size=64)
+  config.pretrain.sides = (6, 28)
   config.augment.update(low=0.5, high=1.5, colour=0.3)
-  config.sequence.update(max_objects=24, num_bins=128)
+  config.sequence.max_objects = 24
   config.batch_size, config.pretrain.batch_size = 16, 16
   config.eval_batch_size = 32
 
 
 def _own(config):
   _photographs(config)
+  _sizes(config, 96, 2, 4, 384)
   config.data.update(name="folder", format="coco", image_size=128)
   config.augment.update(low=0.5, high=1.5, colour=0.3)
   config.sequence.update(max_objects=32, num_bins=256)

@@ -3,22 +3,25 @@
 Chen, Saxena, Li, Fleet, Hinton: "Pix2seq: A Language Modeling Framework for
 Object Detection", arXiv 2109.10852.
 
-The parts, from boxes to tokens and back:
-
-    vocab = pix2seq.Vocabulary(num_classes=4, num_bins=64)
-    objects = pix2seq.inject_noise_objects(key, boxes, labels, valid, 8)
-    batch = pix2seq.build_sequences(*objects, vocab, key=key2)
-    loss = pix2seq.token_loss(logits, batch.targets, batch.weights)
-    found = pix2seq.sequences_to_boxes(tokens, class_logits, vocab)
-    numbers = pix2seq.coco_ap(gts, dets)
-
-and the model with its training and detection:
+Most users need the model with its training and detection. Boxes are
+`(ymin, xmin, ymax, xmax)` as shares of the image, labels count from 1, and
+`valid` says which slots have an object; images are bytes, or floats in [0, 1]:
 
     model = pix2seq.preset("vit_b", vocab.size)
     loss_fn = pix2seq.make_loss_fn(model, vocab, max_objects=100)
     tx = pix2seq.pix2seq_adamw(3e-5, total_steps, warmup_steps)
     found = pix2seq.generate(
       model, params, images, vocab, key=key, max_objects=100)
+
+The parts, from boxes to tokens and back:
+
+    vocab = pix2seq.Vocabulary(num_classes=4, num_bins=64)
+    objects = pix2seq.inject_noise_objects(key, boxes, labels, valid, 8)
+    batch = pix2seq.build_sequences(*objects, vocab, key=key2)
+    logits = model.apply({"params": params}, images, batch.inputs)
+    loss = pix2seq.token_loss(logits, batch.targets, batch.weights)
+    found = pix2seq.sequences_to_boxes(tokens, class_logits, vocab)
+    numbers = pix2seq.coco_ap(gts, dets)  # COCO's dict, and list of results
 """
 
 from locojax.methods.pix2seq.average_precision import (
