@@ -144,7 +144,7 @@ def draw(config, workdir, path: pathlib.Path) -> pathlib.Path:
   """Accuracy by method; with several numbers of clips, along these."""
   every = rows(config, workdir)
   if len(config.clips_per_video) == 1:
-    return _bars(every, path)
+    return _dots(every, path)
   data = {}
   for name in _names_of(config):
     own = [r for r in every if r["method"] == name]
@@ -163,18 +163,17 @@ def draw(config, workdir, path: pathlib.Path) -> pathlib.Path:
   return curves.draw(data, _names_of(config), [panel], path)
 
 
-def _bars(every: Sequence[Mapping[str, Any]], path) -> pathlib.Path:
+def _dots(every: Sequence[Mapping[str, Any]], path) -> pathlib.Path:
   figure, grid = figures.axes(1, width=7.0, height=0.32 * len(every) + 1.2)
   ax = grid[0][0]
   for i, row in enumerate(every):
     value = row["accuracy"]
-    ax.barh(i, np.mean(value), color=curves.COLOURS[0], zorder=2)
+    ax.plot(np.mean(value), i, "D", color=curves.COLOURS[0], ms=7, zorder=2)
     ax.plot(value, [i] * len(value), "k.", ms=4, zorder=3)
-  low = min(min(r["accuracy"]) for r in every)
-  ax.set_xlim(left=max(0.0, low - 10))
+  ax.grid(axis="y", color="0.9", zorder=0)
   ax.set_yticks(range(len(every)), [r["method"] for r in every])
-  ax.invert_yaxis()
-  ax.set_xlabel("accuracy after fine-tuning (%), points are seeds")
+  ax.set_ylim(len(every) - 0.5, -0.5)
+  ax.set_xlabel("accuracy after fine-tuning (%): means, and each seed")
   figures.plain(ax)
   return figures.save(figure, path)
 
