@@ -236,8 +236,10 @@ def _cells(config):
 
 def _coco128(config):
   _photographs(config)
+  # Too few pictures for a claim: half of the steps.
   config.data.update(name="coco128", image_size=64)
-  config.pretrain.sides = (6, 28)
+  config.pretrain.update(num_steps=1000, sides=(6, 28))
+  config.num_steps = 300
   config.augment.update(low=0.5, high=1.5, colour=0.3)
   config.sequence.max_objects = 24
   config.batch_size, config.pretrain.batch_size = 16, 16
