@@ -1,7 +1,7 @@
 """Lists experiments and their variants.
 
-  python -m experiments.variants         a line for each config file
-  python -m experiments.variants l2p     what the heads of its config files say
+python -m experiments.variants         a line for each config file
+python -m experiments.variants l2p     what the heads of its config files say
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def listed(system: str = "") -> str:
     return "\n".join(f"{p}: {', '.join(m.VARIANTS)}" for _, p, m in every)
   checks.one_of("system", system, sorted({name for name, _, _ in every}))
   own = [(path, module) for name, path, module in every if name == system]
-  return "\n\n".join(f"{path}\n{module.__doc__.strip()}" for path, module in own)
+  return "\n\n".join(
+    f"{path}\n{module.__doc__.strip()}" for path, module in own
+  )
 
 
 def main(args: Sequence[str]) -> int:

@@ -1,6 +1,7 @@
 """What a finished run is asked: detections, curves, pictures, other settings.
 
-In its folder: `detections.json`, COCO's results of the whole test set;
+In its folder: `detections.json`, COCO's results of the whole test set, and
+`truth.json`, its images and true boxes as COCO's annotations;
 `asked.json`, curves of precision and recall, what is said of the first images
 and the scores with other settings; `classes.json`, what labels are called, so
 that the run finds objects in other images without its data.
@@ -23,6 +24,7 @@ from locojax.data import coco_json
 from locojax.train import distributed
 
 DETECTIONS, ASKED, CLASSES = "detections.json", "asked.json", "classes.json"
+TRUTH = "truth.json"
 _REMEDY = "remove it, to ask the run again"
 
 
@@ -99,6 +101,15 @@ def _write_classes(where: pathlib.Path, found: sets.Sets, num: int) -> None:
   )
 
 
+def _write_truth(where: pathlib.Path, found: sets.Sets) -> None:
+  coco_json.write_coco_annotations(
+    where / TRUTH,
+    found.truth,
+    names=found.classes,
+    file_names=found.test_files,
+  )
+
+
 def ask(
   config,
   where: pathlib.Path,
@@ -125,6 +136,8 @@ def ask(
   pictures = min(config.num_pictures, len(found.test))
   enough = len(out.get("shown", ())) >= pictures and "curves" in out
   if enough and not left and (where / DETECTIONS).exists():
+    if distributed.is_main() and not (where / TRUTH).exists():
+      _write_truth(where, found)
     return out
   state, asker = final(), detectors.Asker(config, detector)
   with _in_mesh(state):
@@ -140,6 +153,7 @@ def ask(
       out["sweeps"].append({"setting": name, "value": value, **numbers})
   if distributed.is_main():
     coco_json.write_coco_results(where / DETECTIONS, dets)
+    _write_truth(where, found)
     _write_classes(where, found, num_classes)
     files.write_json(where / ASKED, out)
   return out

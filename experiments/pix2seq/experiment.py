@@ -300,6 +300,7 @@ def run(config, workdir: str) -> dict[str, Any]:
   """
   before = _pretrained(config)
   cells = len(config.methods) * len(config.seeds) + len(before)
+  settings.check_sets(config, load(config))
   with (
     study.opened(
       config, workdir, num_cells=cells, may_differ=_NOT_IN_A_RUN

@@ -5,8 +5,8 @@
   python -m experiments.pix2seq.predict score --truth instances.json \\
     --found detections.json
 
-`detect` writes COCO's results of all images of a folder, and `images.json`
-beside them, which tells their ids. With `--truth` the images are those of a
+`detect` writes COCO's results of all images of a folder, and beside them
+`detections.images.json`, which tells their ids. With `--truth` the images are those of a
 COCO annotation file, with its ids and categories (matched by name), so that the
 results can be scored. `score` prints COCO's twelve numbers and those of each
 class; the detections may be anybody's.
@@ -62,7 +62,22 @@ def _of_folder(folder: pathlib.Path) -> tuple[Images, np.ndarray]:
   ]
   if not paths:
     checks.refuse("--images", str(folder), "a folder with an image in it")
+  _check_readable(paths)
   return Images(paths), np.arange(1, len(paths) + 1)
+
+
+def _check_readable(paths: Sequence[pathlib.Path]) -> None:
+  """Before the first of them is asked about."""
+  broken = []
+  for path in paths:
+    try:
+      image_files.read_header(path)
+    except ValueError as error:
+      broken.append(str(error))
+  if broken:
+    raise ValueError(
+      f"--images: {len(broken)} of {len(paths)} cannot be read: {broken[0]}"
+    )
 
 
 def _of_truth(path: str, folder: pathlib.Path, classes: Sequence[str]):
@@ -210,7 +225,7 @@ def main(argv: Sequence[str]) -> None:
   )
   out = pathlib.Path(args.out)
   coco_json.write_coco_results(out, dets)
-  files.write_json(out.with_name("images.json"), images)
+  files.write_json(out.with_name(f"{out.stem}.images.json"), images)
   num = len(dets["score"])
   print(f"{num} detections in {len(images)} images: {out}")
 

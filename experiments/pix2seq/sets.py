@@ -58,6 +58,7 @@ class Sets(NamedTuple):
     truth: boxes of the test, in pixels of its images, as `coco_ap` takes them.
     classes: names; label l is `classes[l - 1]`.
     category_ids: what the data set calls them, `[classes]`.
+    test_files: image files of the test below the folder, None if it has none.
   """
 
   train: Any
@@ -65,6 +66,17 @@ class Sets(NamedTuple):
   truth: Mapping[str, Any]
   classes: tuple[str, ...]
   category_ids: np.ndarray
+  test_files: tuple[str, ...] | None = None
+
+  def boxes_of_images(self) -> np.ndarray | None:
+    """How many boxes each training image has; None for canvases, not drawn."""
+    if isinstance(self.train, Memory):
+      every = (self.train[i] for i in range(len(self.train)))
+    elif hasattr(self.train, "annotation"):
+      every = map(self.train.annotation, range(len(self.train)))
+    else:
+      return None
+    return np.array([len(example["labels"]) for example in every])
 
 
 class Subset(sources.SubsetSource):
@@ -78,6 +90,11 @@ class Subset(sources.SubsetSource):
   def __init__(self, source: Any, rows: np.ndarray):
     super().__init__(source, rows)
     self.classes, self.category_ids = source.classes, source.category_ids
+    self.files = tuple(source.files[i] for i in rows)
+
+  def annotation(self, index: int) -> dict[str, Any]:
+    """As of the source."""
+    return self._source.annotation(int(self._indices[index]))
 
 
 class Memory:
@@ -159,6 +176,10 @@ def own(path: str | os.PathLike, format: str, split: str, **settings: Any):
   """
   checks.one_of("data.format", format, FORMATS)
   root = places.expanded(path)
+  if format == "yolo" and not split and (root / "images" / "train").is_dir():
+    checks.refuse(
+      "data.train_split", "", f"'train' or another folder of {root / 'images'}"
+    )
   if format == "voc":
     return boxes.from_voc(root, split=split or None, **settings)
   if format == "yolo":
@@ -184,7 +205,10 @@ def coco_files(root: pathlib.Path, split: str):
     if json.is_file():
       return json, folder
   names = ", ".join(str(json) for json, _ in tried)
-  raise FileNotFoundError(f"none of these is there: {names}.")
+  raise FileNotFoundError(
+    f"none of these is there: {names}. The splits are named by "
+    "data.train_split and data.test_split."
+  )
 
 
 def _files(folder: pathlib.Path):
@@ -236,10 +260,15 @@ def _load(items: tuple) -> Sets:
   data = dict(items)
   train, test = _READ[checks.one_of("data.name", data["name"], NAMES)](data)
   truth = box_sources.ground_truth(test)
+  files = None
+  if data["name"] == OWN:
+    root = places.expanded(data["path"])
+    files = tuple(f.relative_to(root).as_posix() for f in test.files)
   if data["in_memory"]:
     train, test = (Memory(s, data["largest"]) for s in (train, test))
   return Sets(
-    train, test, truth, tuple(train.classes), np.asarray(train.category_ids)
+    *(train, test, truth, tuple(train.classes)),
+    *(np.asarray(train.category_ids), files),
   )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from experiments.common import places, settings
 from experiments.pix2seq import conditions, matching, networks, sets
 from locojax import decode
@@ -16,6 +18,7 @@ from locojax.methods.pix2seq import (
 from locojax.methods.pix2seq import model as model_lib
 from locojax.nn import attention, transformer
 
+_log = logging.getLogger(__name__)
 STAGES = ("detect", "pretrain")
 LAYOUTS = ("compact", "official")
 _COUNT = checks.nonnegative_int
@@ -174,6 +177,36 @@ def check(config) -> None:
     _check_data(config)
   elif not config.data.num_classes:
     checks.refuse("data.num_classes", 0, "1 or more where no data are read")
+
+
+def check_sets(config, found: sets.Sets) -> None:
+  """What is known once the data are read, before anything is trained.
+
+  Raises:
+    ValueError: names the key.
+  """
+  num, data, most = len(found.train), config.data, config.sequence.max_objects
+  if config.batch_size > num:
+    what = f"at most {num}, the images for training"
+    checks.refuse("batch_size", config.batch_size, what)
+  least = len(found.classes)
+  if data.num_classes and data.num_classes < least:
+    what = f"{least} or more, the classes of the data, or 0"
+    checks.refuse("data.num_classes", data.num_classes, what)
+  counts = found.boxes_of_images()
+  if counts is None:
+    return
+  if not counts.any():
+    where = data.path or data.name
+    raise ValueError(f"{where}: no image for training has a box.")
+  if not len(found.truth["image_id"]):
+    _log.warning("no image of the test has a box: there will be no AP.")
+  if counts.max() > most:
+    _log.warning(
+      "%d of %d images have more boxes than sequence.max_objects=%d (up to %d):"
+      " the others of these are not trained on.",
+      *((counts > most).sum(), num, most, counts.max()),
+    )
 
 
 def check_run(config) -> None:

@@ -151,6 +151,11 @@ class BoxSource:
   def __len__(self) -> int:
     return len(self._found)
 
+  @property
+  def files(self) -> tuple[pathlib.Path, ...]:
+    """The image files, in order."""
+    return tuple(a.file for a in self._found)
+
   def annotation(self, index: int) -> dict[str, Any]:
     """The example without its image, of which only the header is read."""
     a = self._found[index]

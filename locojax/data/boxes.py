@@ -221,7 +221,9 @@ def _voc_files(root, where, split: str | None) -> list[pathlib.Path]:
   """The XML files, those of a split or all."""
   if split is None:
     found = [
-      p for p in folders.visible(where, deep=False) if p.suffix == ".xml"
+      p
+      for p in folders.visible(where, deep=False)
+      if p.suffix.lower() == ".xml"
     ]
     if not found:
       raise ValueError(f"{where} has no .xml file.")
@@ -282,7 +284,7 @@ def from_yolo(
   if not flat:
     _folder("labels", labels)
   names = _yolo_names(root) if classes is None else list(classes)
-  texts = _yolo_texts(labels)
+  texts, taken = _yolo_texts(labels), {}
   files = [
     p for p in folders.visible(images, deep=True) if image_files.is_image(p)
   ]
@@ -290,6 +292,12 @@ def from_yolo(
   for i, file in enumerate(files, 1):
     key = file.relative_to(images).with_suffix("").as_posix()
     path = texts.pop(key, None)
+    if key in taken:
+      raise ValueError(
+        f"{taken[key]} belongs to {file} and to another image of that name."
+      )
+    if path is not None:
+      taken[key] = path
     told = _no_labels() if path is None else yolo_text.read(path)
     _check_classes(told, names, path)
     read.append(told)
@@ -328,7 +336,7 @@ def _yolo_texts(labels: pathlib.Path) -> dict[str, pathlib.Path]:
   return {
     p.relative_to(labels).with_suffix("").as_posix(): p
     for p in folders.visible(labels, deep=True)
-    if p.suffix == ".txt" and p.name not in _YOLO_NAMES
+    if p.suffix.lower() == ".txt" and p.name not in _YOLO_NAMES
   }
 
 

@@ -157,6 +157,20 @@ def test_yolo(tmp_path):
   assert _yolo(tmp_path, classes=["c", "d", "e"]).classes == ("c", "d", "e")
 
 
+def test_endings_in_capitals_are_read_and_one_text_has_one_image(tmp_path):
+  _yolo(tmp_path)
+  labels = tmp_path / "labels" / "train"
+  (labels / "b.txt").rename(labels / "b.TXT")
+  _check(boxes.from_yolo(tmp_path, split="train")[1], [64, 160])
+  _image(tmp_path / "images" / "train" / "b.png")
+  with pytest.raises(ValueError, match="b.TXT belongs to .* another image"):
+    boxes.from_yolo(tmp_path, split="train")
+  _voc(tmp_path / "voc")
+  path = tmp_path / "voc" / "Annotations" / "b.xml"
+  path.rename(path.with_suffix(".XML"))
+  assert len(boxes.from_voc(tmp_path / "voc")) == 2
+
+
 def test_all_formats_tell_the_same_truth(tmp_path):
   read = (_coco, _voc, _yolo)
   found = [make(tmp_path / make.__name__) for make in read]

@@ -127,12 +127,21 @@ def test_a_run_finds_objects_in_other_images(finished, tmp_path):
   assert set(found["image_id"].tolist()) <= {1, 2, 3}
   assert set(found["category_id"].tolist()) <= {1, 2, 3, 4}
   assert np.all(found["bbox"][:, :2] + found["bbox"][:, 2:] <= 50.001)
-  told = json.loads((out.parent / "images.json").read_text())
+  told = json.loads((out.parent / "found.images.json").read_text())
   assert [t["file_name"] for t in told] == ["0.png", "1.png", "2.png"]
   with pytest.raises(ValueError, match="classes.json"):
     predict.main(["detect", "--run", str(tmp_path), *line[3:], str(out)])
   with pytest.raises(ValueError, match="--images"):
     predict.detect(str(run), str(tmp_path / "absent"))
+
+
+def test_a_run_is_scored_from_its_folder(finished):
+  config, folder, out = finished
+  run = report.folder(folder, "augmented", 0)
+  numbers, rows = predict.score(run / "truth.json", run / "detections.json")
+  result = json.loads((run / "result.json").read_text())
+  assert numbers["AP"] == pytest.approx(result["test/AP"], abs=1e-6)
+  assert [r["class"] for r in rows] == list(experiment.load(config).classes)
 
 
 def test_standardised_images_do_not_depend_on_light_and_its_colour():

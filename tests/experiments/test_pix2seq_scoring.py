@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.pix2seq import bins, predict, scoring, sets
+from experiments.pix2seq import bins, predict, scoring, sets, settings
 from experiments.pix2seq.configs import detection
 from locojax.core import boxes as layouts
 from locojax.data import boxes, coco_json
@@ -221,3 +222,56 @@ def test_quantised_true_boxes(tmp_path):
   assert all(r["round_AP"] >= r["floor_AP"] for r in rows)
   assert rows[0]["floor_AP"] < 0.5 * rows[0]["round_AP"]
   assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+def _own_config(root, **data):
+  config = detection.get_config("tiny")
+  with config.unlocked():
+    config.data.update(name="folder", path=str(root), format="coco", **data)
+    config.batch_size = 2
+  return config
+
+
+def test_what_a_run_cannot_go_on_with_is_said_before_it_trains(
+  tmp_path, caplog
+):
+  path = _coco(tmp_path)
+  config = _own_config(tmp_path)
+  found = sets.load(config.data.to_dict())
+  assert found.boxes_of_images().sum() + len(found.truth["image_id"]) == 4
+  assert set(found.test_files) < {f"images/{i}.png" for i in range(5)}
+  settings.check_sets(config, found)
+  with config.unlocked():
+    config.sequence.max_objects = 1
+  with caplog.at_level(logging.WARNING):
+    settings.check_sets(config, found)
+  assert "more boxes than sequence.max_objects=1 (up to 2)" in caplog.text
+  for changes, match in (
+    ({"batch_size": 5}, "batch_size=5 .* at most 4, the images"),
+    ({"data.num_classes": 1}, "data.num_classes=1 .* 2 or more"),
+  ):
+    wrong = _own_config(tmp_path)
+    with wrong.unlocked():
+      wrong.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=match):
+      settings.check_sets(wrong, found)
+  told = json.loads(path.read_text())
+  path.write_text(json.dumps({**told, "annotations": []}))
+  nothing = sets.load({**config.data.to_dict(), "seed": 1})
+  with pytest.raises(ValueError, match="no image for training has a box"):
+    settings.check_sets(config, nothing)
+
+
+def test_a_folder_with_splits_is_not_pooled(tmp_path):
+  (tmp_path / "images" / "train").mkdir(parents=True)
+  with pytest.raises(ValueError, match="data.train_split='' .* 'train'"):
+    sets.own(tmp_path, "yolo", "")
+  with pytest.raises(FileNotFoundError, match="named by data.train_split"):
+    sets.own(tmp_path, "coco", "")
+
+
+def test_a_broken_image_is_named_before_any_is_asked_about(tmp_path):
+  Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+  (tmp_path / "b.png").write_text("none")
+  with pytest.raises(ValueError, match="1 of 2 cannot be read: .*b.png"):
+    predict._of_folder(tmp_path)

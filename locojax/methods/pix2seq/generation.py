@@ -139,12 +139,7 @@ def _num_tokens(model, vocab, max_objects: int) -> int:
   """T, if the model has room for it and the vocabulary is its own."""
   most = model.decoder.max_len // sequences.PER_OBJECT
   checks.int_in_range("max_objects", max_objects, 1, most)
-  if model.decoder.vocab_size != vocab.size:
-    checks.refuse(
-      "vocab_size of the decoder",
-      model.decoder.vocab_size,
-      f"the size of the vocabulary, {vocab.size}",
-    )
+  vocab.check_decoder(model.decoder.vocab_size)
   return max_objects * sequences.PER_OBJECT
 
 

@@ -111,6 +111,7 @@ def _make(
   """
   most = model.decoder.max_len // sequences.PER_OBJECT
   checks.int_in_range("max_objects", max_objects, 1, most)
+  vocab.check_decoder(model.decoder.vocab_size)
   checks.boolean("train", train)
   score = functools.partial(
     loss.token_losses,

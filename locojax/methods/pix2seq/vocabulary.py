@@ -121,6 +121,19 @@ class Vocabulary:
       return range(_OFFICIAL["classes"], _OFFICIAL["coords"])
     return self.class_ids
 
+  def check_decoder(self, vocab_size: int) -> None:
+    """Refuses a decoder of another vocabulary, by its `vocab_size`.
+
+    Raises:
+      ValueError: it is not `size`.
+    """
+    if vocab_size != self.size:
+      checks.refuse(
+        "vocab_size of the decoder",
+        vocab_size,
+        f"the size of the vocabulary, {self.size}",
+      )
+
   def prompt(self, task: str = "detection") -> int:
     """The token that begins a sequence.
 

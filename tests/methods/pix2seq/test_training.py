@@ -269,6 +269,8 @@ def test_noise_fills_the_slots_and_padding_the_rest():
 
 def test_bad_settings_are_named():
   net, _, _ = _made()
+  with pytest.raises(ValueError, match="vocab_size of the decoder="):
+    pix2seq.make_loss_fn(net, pix2seq.Vocabulary(9, 99), **SETTINGS)
   for settings, text in (
     ({"max_objects": 5}, r"max_objects=5 .*\[1, 4\]"),
     ({"train": 1}, "train=1"),
