@@ -38,9 +38,8 @@ def listed(system: str = "") -> str:
     return "\n".join(f"{p}: {', '.join(m.VARIANTS)}" for _, p, m in every)
   checks.one_of("system", system, sorted({name for name, _, _ in every}))
   own = [(path, module) for name, path, module in every if name == system]
-  return "\n\n".join(
-    f"{path}\n{module.__doc__.strip()}" for path, module in own
-  )
+  heads = (f"{path}\n{m.__doc__.strip()}" for path, m in own)
+  return "\n\n".join(heads)
 
 
 def main(args: Sequence[str]) -> int:

@@ -8,8 +8,8 @@
 `detect` writes COCO's results of all images of a folder, and beside them
 `detections.images.json`, which tells their ids. With `--truth` the images are
 those of a COCO annotation file, with its ids and categories (matched by name),
-so that the results can be scored. `score` prints COCO's twelve numbers and those of each
-class; the detections may be anybody's.
+so that the results can be scored. `score` prints COCO's twelve numbers and
+those of each class; the detections may be anybody's.
 """
 
 from __future__ import annotations
