@@ -140,7 +140,7 @@ def test_a_run_is_scored_from_its_folder(finished):
   run = report.folder(folder, "augmented", 0)
   numbers, rows = predict.score(run / "truth.json", run / "detections.json")
   result = json.loads((run / "result.json").read_text())
-  assert numbers["AP"] == pytest.approx(result["test/AP"], abs=1e-6)
+  assert numbers["AP"] == pytest.approx(result["values"]["test/AP"], abs=1e-6)
   assert [r["class"] for r in rows] == list(experiment.load(config).classes)
 
 
