@@ -121,6 +121,7 @@ def _make(
   )
 
   def terms(params, model_state, batch, key):
+    _check_batch(batch)
     mask = batch.get("mask")
     drawn, dropped = jax.random.split(key)
     told = sequences_of(
@@ -137,6 +138,21 @@ def _make(
     return losses, weights, found, state
 
   return terms
+
+
+def _check_batch(batch: types.Batch) -> None:
+  """All that is needed is there, for the same images, with a slot at least."""
+  missing = sorted({"image", "boxes", "labels", "valid"} - set(batch))
+  if missing:
+    raise ValueError(
+      f"batch has no {missing[0]!r}: it must have image, boxes, labels, valid."
+    )
+  rows, slots = batch["image"].shape[0], batch["labels"].shape[-1]
+  checks.positive_int("slots of labels", slots)
+  for name, ending in (("boxes", (4,)), ("labels", ()), ("valid", ())):
+    checks.same_shape(
+      name, batch[name].shape, "image and labels", (rows, slots, *ending)
+    )
 
 
 def _logits(model, params, model_state, images, told, mask, train, key):
@@ -234,7 +250,7 @@ def make_loss_fn(
     NaN.
 
   Raises:
-    ValueError: a bad setting.
+    ValueError: a bad setting; a batch that lacks something or does not fit.
   """
   terms = _make(model, vocab, **settings)
 

@@ -271,6 +271,16 @@ def test_bad_settings_are_named():
   net, _, _ = _made()
   with pytest.raises(ValueError, match="vocab_size of the decoder="):
     pix2seq.make_loss_fn(net, pix2seq.Vocabulary(9, 99), **SETTINGS)
+  loss_fn = pix2seq.make_loss_fn(net, small.VOCAB, **SETTINGS)
+  batch = small.batch()
+  nothing = {k: v[:, :0] for k, v in batch.items() if k != "image"}
+  for wrong, text in (
+    ({k: v for k, v in batch.items() if k != "valid"}, "batch has no 'valid'"),
+    ({**batch, "boxes": batch["boxes"][:2]}, r"boxes .*\(2, "),
+    ({**batch, **nothing}, "slots of labels=0"),
+  ):
+    with pytest.raises(ValueError, match=text):
+      jax.eval_shape(loss_fn, _made()[1], {}, wrong, KEY)
   for settings, text in (
     ({"max_objects": 5}, r"max_objects=5 .*\[1, 4\]"),
     ({"train": 1}, "train=1"),
