@@ -135,9 +135,9 @@ def ask(
   left = [w for w in wanted(config, detector) if w not in asked]
   pictures = min(config.num_pictures, len(found.test))
   enough = len(out.get("shown", ())) >= pictures and "curves" in out
+  if distributed.is_main() and not (where / TRUTH).exists():
+    _write_truth(where, found)
   if enough and not left and (where / DETECTIONS).exists():
-    if distributed.is_main() and not (where / TRUTH).exists():
-      _write_truth(where, found)
     return out
   state, asker = final(), detectors.Asker(config, detector)
   with _in_mesh(state):
@@ -153,7 +153,6 @@ def ask(
       out["sweeps"].append({"setting": name, "value": value, **numbers})
   if distributed.is_main():
     coco_json.write_coco_results(where / DETECTIONS, dets)
-    _write_truth(where, found)
     _write_classes(where, found, num_classes)
     files.write_json(where / ASKED, out)
   return out

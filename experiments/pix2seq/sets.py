@@ -68,16 +68,6 @@ class Sets(NamedTuple):
   category_ids: np.ndarray
   test_files: tuple[str, ...] | None = None
 
-  def boxes_of_images(self) -> np.ndarray | None:
-    """How many boxes each training image has; None for canvases, not drawn."""
-    if isinstance(self.train, Memory):
-      every = (self.train[i] for i in range(len(self.train)))
-    elif hasattr(self.train, "annotation"):
-      every = map(self.train.annotation, range(len(self.train)))
-    else:
-      return None
-    return np.array([len(example["labels"]) for example in every])
-
 
 class Subset(sources.SubsetSource):
   """Some examples of a source of boxes, with its classes.
@@ -91,6 +81,7 @@ class Subset(sources.SubsetSource):
     super().__init__(source, rows)
     self.classes, self.category_ids = source.classes, source.category_ids
     self.files = tuple(source.files[i] for i in rows)
+    self.box_counts = source.box_counts[rows]
 
   def annotation(self, index: int) -> dict[str, Any]:
     """As of the source."""
@@ -114,6 +105,7 @@ class Memory:
       if max(example["image"].shape[:2]) > largest:
         example = box_transforms.resize_to_fit(example, size=size)
       self._examples.append(example)
+    self.box_counts = np.array([len(e["labels"]) for e in self._examples])
 
   def __len__(self) -> int:
     return len(self._examples)

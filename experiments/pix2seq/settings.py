@@ -193,8 +193,8 @@ def check_sets(config, found: sets.Sets) -> None:
   if data.num_classes and data.num_classes < least:
     what = f"{least} or more, the classes of the data, or 0"
     checks.refuse("data.num_classes", data.num_classes, what)
-  counts = found.boxes_of_images()
-  if counts is None:
+  counts = getattr(found.train, "box_counts", None)
+  if counts is None:  # of what is drawn, or decoded, when it is needed
     return
   if not counts.any():
     where = data.path or data.name

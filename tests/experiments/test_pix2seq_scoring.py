@@ -238,7 +238,7 @@ def test_what_a_run_cannot_go_on_with_is_said_before_it_trains(
   path = _coco(tmp_path)
   config = _own_config(tmp_path)
   found = sets.load(config.data.to_dict())
-  assert found.boxes_of_images().sum() + len(found.truth["image_id"]) == 4
+  assert found.train.box_counts.sum() + len(found.truth["image_id"]) == 4
   assert set(found.test_files) < {f"images/{i}.png" for i in range(5)}
   settings.check_sets(config, found)
   with config.unlocked():
