@@ -105,8 +105,9 @@ def get_config(variant: str = "mnist") -> ConfigDict:
     "head": "prompt",
   }
   config.batch_size, config.num_epochs = 64, 3
-  # Of prompts and heads; of whole networks.
-  config.learning_rate, config.learning_rate_all = 0.01, 3e-4
+  # Of prompts and heads; of whole networks, of this size: large ones that are
+  # well trained want less.
+  config.learning_rate, config.learning_rate_all = 0.01, 2e-3
   config.clip_norm, config.clip_scope = 1.0, "trained"
   config.crop_pad = 0
   config.cache_queries = True
@@ -236,7 +237,7 @@ def _gpu(config):
   config.model.update(
     patch_size=8, width=384, num_layers=8, num_heads=6, hidden_size=1536
   )
-  config.model.dtype = "bfloat16"
+  config.model.dtype, config.learning_rate_all = "bfloat16", 3e-4
   config.pretrain.update(num_steps=10_000, batch_size=256, crop_pad=4)
   config.batch_size, config.num_epochs = 128, 5
 
@@ -254,7 +255,8 @@ def _paper(config):
   )
   config.model.preset, config.model.dtype = "B/16", "bfloat16"
   config.pool.update(pool_size=10, length=5, top_k=5)
-  config.batch_size, config.num_epochs, config.learning_rate = 128, 5, 0.015
+  config.batch_size, config.num_epochs = 128, 5
+  config.learning_rate, config.learning_rate_all = 0.015, 3e-4
   config.cache_queries, config.needs_data = False, False
   config.mesh = {"data": -1}
   config.check = {
