@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.pix2seq import conditions, detr, matching, networks, scoring
+from locojax import decode
 from locojax.core import types
 from locojax.methods import pix2seq
 
@@ -66,6 +67,11 @@ def make(config, num_classes: int) -> Detector:
   if conditions.CONDITIONS[config.method].kind == "detr":
     return _sets(config, num_classes)
   return _sequences(config, num_classes)
+
+
+def _data_axis(num_rows: int) -> str | None:
+  """The axis of the mesh that this many images are divided over."""
+  return "data" if decode.cache.divides("data", num_rows) else None
 
 
 def _images(config) -> jax.Array:
@@ -126,6 +132,7 @@ def _sequences(config, num_classes: int) -> Detector:
       stop_at_eos=not found["augment"],
       eos_offset=asked.eos_offset,
       row_ids=rows,
+      data_axis=_data_axis(images.shape[0]),
     )
     return _said(out)
 
@@ -183,10 +190,7 @@ class Asker:
     return self._programs[whole]
 
   def _find(self, params, model_state, images, rows, key, numbers):
-    mesh = jax.sharding.get_abstract_mesh()
-    ways = dict(mesh.shape).get("data", 1) if not mesh.empty else 1
-    if ways > 1 and images.shape[0] % ways == 0:
-      images = jax.lax.with_sharding_constraint(images, jax.P("data"))
+    images = decode.cache.shard(images, _data_axis(images.shape[0]), axes=0)
     asked = Asked(*numbers)
     return self._detector.find(params, model_state, images, rows, key, asked)
 

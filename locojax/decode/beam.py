@@ -145,11 +145,6 @@ class _Search:
       cache=cache,
     )
 
-  def flat(self, parents: jax.Array) -> jax.Array:
-    """Beams `[B, J]` of each row as rows `[B J]` of the batch."""
-    first = jnp.arange(self.batch)[:, None] * self.beams
-    return (first + parents).reshape(-1)
-
   def extend(self, state: _State, logits: jax.Array) -> _State:
     """One more token: the best K go on, those that end among the best end."""
     log_probs = sample.log_softmax(logits)
@@ -173,7 +168,7 @@ class _Search:
     going, index = jax.lax.top_k(jnp.where(ends, -jnp.inf, totals), self.beams)
     live = _pick(texts, index)._replace(totals=going)
     parents = _pick(parents, index)
-    rule = caches.gather(state.rule, self.flat(parents), axes=0)
+    rule = caches.gather_within(state.rule, parents, axes=0)
     last = _pick(tokens, index).reshape(-1)
     return _State(
       position=state.position + 1,
@@ -252,6 +247,14 @@ class _Search:
       valid=valid,
       num_steps=state.position - 1,
     )
+
+
+def _laid_out(state: _State, data_axis) -> _State:
+  """Texts stay where their cache is, if the axis divides the prompts."""
+  texts = {"live": state.live, "ended": state.ended, "parents": state.parents}
+  if not caches.divides(data_axis, state.parents.shape[0]):
+    return state
+  return state._replace(**caches.shard(texts, data_axis, axes=0))
 
 
 def _top(values: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
@@ -338,14 +341,14 @@ def beam_search(
   step = generation.checked_step(step, batch * beam_size, vocab_size)
   first = jnp.repeat(logits, beam_size, axis=0)
   state = search.extend(search.start(cache, rows), first)
+  state = _laid_out(state, data_axis)
 
   def goes_on(state):
     waited_for = jnp.any(search.hopeful(state)) if early_exit else True
     return (state.position < max_new_tokens) & waited_for
 
   def body(state):
-    parents = search.flat(state.parents)
-    cache = caches.gather(state.cache, parents, axes=axes)
+    cache = caches.gather_within(state.cache, state.parents, axes=axes)
     last = jax.lax.dynamic_index_in_dim(
       state.live.tokens, state.position - 1, 2, keepdims=False
     )

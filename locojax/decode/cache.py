@@ -8,6 +8,7 @@ the layers first and the rows second, any other leaf has the rows first.
 
 from __future__ import annotations
 
+import math
 import re
 
 import jax
@@ -76,6 +77,36 @@ def gather(
   return _map(lambda x, a: jnp.take(x, rows, axis=a), cache, axes)
 
 
+def gather_within(
+  cache: types.PyTree, rows: jax.Array, *, axes: Axes = None
+) -> types.PyTree:
+  """Of B groups of rows, the rows `rows` `[B, J]` of each, counted within it.
+
+  Beams follow parents of their own prompt; groups on several devices stay where
+  they are, which `gather` cannot promise.
+
+  Args:
+    cache: of B N rows, those of group b from b * N on.
+    rows: integers in [0, N).
+    axes: where the rows are.
+
+  Returns:
+    The same of B J rows.
+  """
+  rows = checks.index_array("rows", rows)
+  num = rows.shape[0]
+
+  def take(x, axis):
+    checks.divisible("rows of the cache", x.shape[axis], "groups", num)
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    x = x.reshape(*before, num, -1, *after)
+    one = lambda x, at: jnp.take(x, at, axis=axis)
+    x = jax.vmap(one, (axis, 0), axis)(x, rows)
+    return x.reshape(*before, -1, *after)
+
+  return _map(take, cache, axes)
+
+
 def insert(
   cache: types.PyTree,
   rows: jax.Array,
@@ -104,6 +135,17 @@ def insert(
   return _map(put, cache, axes, new)
 
 
+def divides(mesh_axis: str | tuple[str, ...] | None, num_rows: int) -> bool:
+  """Whether the mesh has this axis and it divides so many rows evenly."""
+  if mesh_axis is None:
+    return False
+  found = jax.sharding.get_abstract_mesh()
+  names = mesh_axis if isinstance(mesh_axis, tuple) else (mesh_axis,)
+  if found.empty or not set(names) <= set(found.axis_names):
+    return False
+  return num_rows % math.prod(found.shape[name] for name in names) == 0
+
+
 def shard(
   cache: types.PyTree,
   mesh_axis: str | tuple[str, ...] | None,
@@ -119,10 +161,9 @@ def shard(
   if mesh_axis is None or found.empty:
     return cache
   names = mesh_axis if isinstance(mesh_axis, tuple) else (mesh_axis,)
-  size = 1
   for name in names:
     checks.one_of("data_axis", name, found.axis_names)
-    size *= found.shape[name]
+  size = math.prod(found.shape[name] for name in names)
 
   def lay_out(x, axis):
     checks.divisible("rows of the cache", x.shape[axis], str(mesh_axis), size)

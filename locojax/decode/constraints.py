@@ -274,9 +274,9 @@ class Trie(Constraint):
   def allowed(self, state: jax.Array, position: jax.Array) -> jax.Array:
     """As the base class."""
     del position
-    rows = jnp.arange(state.shape[0])[:, None]
-    found = jnp.zeros((state.shape[0], self.vocab_size), bool)
-    found = found.at[rows, self.tokens[state]].set(True, mode="drop")
+    none = jnp.zeros((self.vocab_size,), bool)
+    mark = lambda tokens: none.at[tokens].set(True, mode="drop")
+    found = jax.vmap(mark)(self.tokens[state])
     return found | self.free[state][:, None]
 
   def advance(self, state: jax.Array, tokens: jax.Array) -> jax.Array:

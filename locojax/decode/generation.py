@@ -171,6 +171,14 @@ class _Loop:
     return kept.at[:, place].set(some, mode="drop")
 
 
+def _laid_out(state: _State, data_axis) -> _State:
+  """What is written of each row stays where its cache is."""
+  names = ("tokens", "lengths", "log_probs", "filtered_log_probs")
+  names += ("done", "finished", "kept")
+  written = {name: getattr(state, name) for name in names}
+  return state._replace(**caches.shard(written, data_axis, axes=0))
+
+
 def stop_array(stop_tokens: Iterable[int], vocab_size: int) -> jax.Array:
   """The stop tokens as `[S]`, each once.
 
@@ -311,7 +319,8 @@ def generate(
   cache = caches.repeat(cache, num_samples, axes=axes)
   cache = caches.shard(cache, data_axis, axes=axes)
   step = checked_step(step, batch * num_samples, vocab_size)
-  state = loop.choose(loop.start(cache, max_new_tokens, done), spread(logits))
+  state = loop.start(cache, max_new_tokens, done)
+  state = _laid_out(loop.choose(state, spread(logits)), data_axis)
 
   def goes_on(state):
     waited_for = ~jnp.all(state.done) if early_exit else True
@@ -322,7 +331,7 @@ def generate(
     cache, logits = step(state.cache, last)
     return loop.choose(state._replace(cache=cache), logits)
 
-  state = jax.lax.while_loop(goes_on, body, state)
+  state = _laid_out(jax.lax.while_loop(goes_on, body, state), data_axis)
   unfold = lambda x: x.reshape(batch, num_samples, *x.shape[1:])
   return Generated(
     *map(unfold, (state.tokens, state.lengths, state.log_probs)),

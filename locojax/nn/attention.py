@@ -522,13 +522,15 @@ class MultiHeadAttention(nn.Module):
     place = positions
     if valid is not None:  # padding is written nowhere
       place = jnp.where(valid, positions, self.max_len)
-    rows, stored = jnp.arange(batch)[:, None], []
+    # Row by row, so that rows on several devices stay where they are.
+    write = lambda to, at, x: to.at[:, at].set(x.swapaxes(0, 1), mode="drop")
+    stored = []
     for name, new in zip(
       ("keys", "values", "bad"), non_finite.cleaned_pairs(key, value)
     ):
       shape = (batch, new.shape[2], self.max_len, *new.shape[3:])
       kept = self.variable("cache", name, jnp.zeros, shape, new.dtype)
-      kept.value = kept.value.at[rows, :, place].set(new, mode="drop")
+      kept.value = jax.vmap(write)(kept.value, place, new)
       stored.append(kept.value)
     seen = jnp.arange(self.max_len) <= positions[:, None, :, None]
     return *stored, seen

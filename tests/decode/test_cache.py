@@ -39,6 +39,8 @@ def test_rows_are_repeated_picked_and_put_in():
   assert _rows(caches.repeat(cache, 2)) == [0, 0, 1, 1, 2, 2]
   assert caches.repeat(cache, 1) is cache
   assert _rows(caches.gather(cache, jnp.array([2, 2, 0, 1]))) == [2, 2, 0, 1]
+  within = caches.gather_within(_cache(4), jnp.array([[1, 1, 0], [0, 1, 1]]))
+  assert _rows(within) == [1, 1, 0, 2, 3, 3]
   new = jax.tree.map(lambda x: x + 10, _cache(2))
   put = jax.jit(caches.insert)
   assert _rows(put(cache, jnp.array([2, 0]), new)) == [11, 1, 10]

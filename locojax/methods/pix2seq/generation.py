@@ -84,7 +84,7 @@ def generate(
     mask: `[B]`, zero at images that fill up the batch: nothing is generated.
     row_ids: `[B]` integers, names of the images for the keys, so that what is
       drawn for one does not depend on its place in a batch; None counts.
-    data_axis: axis of the mesh that the cache is laid out over, see
+    data_axis: axis of the mesh that images and cache are laid out over, see
       `decode.generate`.
 
   Returns:
@@ -103,7 +103,7 @@ def generate(
   if memory is None:
     variables = {"params": params, **_statistics(model_state)}
     memory = model.apply(variables, images, mask=mask, method="encode")
-  step, cache, logits = _prompted(model, params, memory, vocab, num)
+  step, cache, logits = _prompted(model, params, memory, vocab, num, data_axis)
   shift = jnp.zeros(vocab.size).at[vocab.eos].set(-eos_offset)
   out = decode.generate(
     lambda cache, tokens: _shifted(*step(cache, tokens), shift),
@@ -125,11 +125,14 @@ def generate(
     rows=None if mask is None else jnp.asarray(mask) != 0,
     row_ids=row_ids,
     data_axis=data_axis,
+    early_exit=stop_at_eos or mask is not None,
   )
   found = boxes.read(out.tokens, out.kept, vocab, among)
   if stop_at_eos:
     whole = boxes.before_eos(out.tokens, vocab)
     found = found._replace(scores=jnp.where(whole, found.scores, 0.0))
+  if decode.cache.divides(data_axis, memory.shape[0]):
+    found = decode.cache.shard(found, data_axis, axes=0)
   if num_samples is None:
     found = jax.tree.map(lambda x: x[:, 0], found)
   return found
@@ -149,11 +152,14 @@ def _statistics(model_state: types.PyTree) -> dict[str, types.PyTree]:
   return {k: state[k] for k in ("batch_stats",) if k in state}
 
 
-def _prompted(model, params, memory, vocab, num: int):
+def _prompted(model, params, memory, vocab, num: int, data_axis):
   """Step, cache and logits behind the prompt, with room for `num` tokens."""
   decoder = model.decoder.clone(cache_len=num)
   prompt = jnp.full((memory.shape[0], 1), vocab.prompt(), jnp.int32)
   own = params["decoder"]
+  # A constant, which the compiler would else compute whole on every device.
+  if decode.cache.divides(data_axis, prompt.shape[0]):
+    prompt, memory = decode.cache.shard((prompt, memory), data_axis, axes=0)
   cache, kept, logits = lm.prefill(
     decoder, own, prompt, memory=memory, reserve=num - 1
   )

@@ -1,6 +1,7 @@
 """Detections: samples, constraints, the end of sequences, batches."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -128,3 +129,30 @@ def test_bad_settings_are_named():
   ):
     with pytest.raises(ValueError, match=text):
       _generate(**settings)
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_divided_images_are_detected_alone(stop):
+  net, params = _made()
+  settings = dict(max_objects=2, temperature=0.0, stop_at_eos=stop)
+  auto = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((4,), ("data",), axis_types=auto)
+
+  def find(params, images, axis):
+    return pix2seq.generate(
+      net, params, images, small.VOCAB, data_axis=axis, **settings
+    )
+
+  images = small.images()
+  whole = jax.jit(find, static_argnums=2)(params, images, None)
+  with jax.set_mesh(mesh):
+    images = jax.device_put(images, jax.NamedSharding(mesh, jax.P("data")))
+    run = jax.jit(find, static_argnums=2).lower(params, images, "data")
+    run = run.compile()
+    found = run(params, images)
+  assert jax.tree.all(
+    jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-5), found, whole)
+  )
+  # Whether all have ended is all that is asked around.
+  talks = re.findall(r"= (\S+) ([a-z-]+)\(.*channel_id=", run.as_text())
+  assert talks == [("pred[]", "all-reduce")] * stop
