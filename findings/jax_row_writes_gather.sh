@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Package:  jax, with jaxlib's XLA for CPUs
+# Package:  jax (XLA for CPUs, several devices)
 # Version:  jax 0.10.2
 # Expected: what works on each row alone needs no word between devices that hold
 #           rows each: the largest of a row, a write into a row, a read from it.

@@ -59,6 +59,7 @@ ROOMS = {
         "sentencepiece",
         "array_record",
         "av",
+        "yaml",
       }
     ),
     frozenset({"core"}),

@@ -11,10 +11,11 @@
 A folder of format `coco` has `annotations/instances_SPLIT.json` and images in
 `SPLIT/`, as COCO itself, or `SPLIT/_annotations.coco.json` beside the images;
 `voc` has `Annotations/`, `JPEGImages/` and lists `ImageSets/Main/SPLIT.txt`;
-`yolo` has `images/SPLIT/` and `labels/SPLIT/`. Without `data.test_split` a
-share of the training images is kept back for the test, and a folder may have no
-splits at all (`data.train_split` empty: the whole folder; for `coco` then
-`annotations.json` or `_annotations.coco.json` beside the images).
+`yolo` has `images/SPLIT/` and `labels/SPLIT/`, or both in `SPLIT/`. Without
+`data.test_split` a share of the training images is kept back for the test, and
+a folder may have no splits at all (`data.train_split` empty: the whole folder;
+for `coco` then `annotations.json` or `_annotations.coco.json` beside the
+images).
 """
 
 from __future__ import annotations
@@ -168,10 +169,10 @@ def own(path: str | os.PathLike, format: str, split: str, **settings: Any):
   """
   checks.one_of("data.format", format, FORMATS)
   root = places.expanded(path)
-  if format == "yolo" and not split and (root / "images" / "train").is_dir():
-    checks.refuse(
-      "data.train_split", "", f"'train' or another folder of {root / 'images'}"
-    )
+  inside = root / "images" if (root / "images").is_dir() else root
+  if format == "yolo" and not split and (inside / "train").is_dir():
+    what = f"'train' or another folder of {inside}"
+    checks.refuse("data.train_split", "", what)
   if format == "voc":
     return boxes.from_voc(root, split=split or None, **settings)
   if format == "yolo":

@@ -263,11 +263,13 @@ def from_yolo(
 
   Args:
     root: has `images/` and `labels/` with the same names in both, below; or
-      images with text files beside them. An image without a text file has no
-      objects.
-    split: a sub-folder of `images/` and `labels/`; None takes all.
-    classes: names of classes 0, 1, ...; None takes `classes.txt` or `obj.names`
-      in `root` (a name a line), else the numbers themselves. Label 1 is 0.
+      `SPLIT/images/` and `SPLIT/labels/`; or images with text files beside
+      them. An image without a text file has no objects.
+    split: a sub-folder of `images/` and `labels/`, or the folder that has
+      both; None takes all of `images/`.
+    classes: names of classes 0, 1, ...; None takes those of `classes.txt` or
+      `obj.names` in `root` (a name a line), else of `data.yaml` (its `names`,
+      the rest of it is not read), else the numbers themselves. Label 1 is 0.
     mode: `L`, `RGB` or `RGBA`.
     bad_boxes: `repair` or `refuse`, see the head of this file.
 
@@ -277,12 +279,7 @@ def from_yolo(
       the names; file and line are named.
   """
   root = _folder("root", root)
-  flat = not (root / "images").is_dir()
-  sub = pathlib.Path() if split is None else pathlib.Path(split)
-  images = _folder("images", root / sub if flat else root / "images" / sub)
-  labels = images if flat else root / "labels" / sub
-  if not flat:
-    _folder("labels", labels)
+  images, labels = _yolo_folders(root, split)
   names = _yolo_names(root) if classes is None else list(classes)
   texts, taken = _yolo_texts(labels), {}
   files = [
@@ -321,6 +318,17 @@ def from_yolo(
   )
 
 
+def _yolo_folders(root, split) -> tuple[pathlib.Path, pathlib.Path]:
+  sub = pathlib.Path() if split is None else pathlib.Path(split)
+  if (root / "images").is_dir():
+    places = root / "images" / sub, root / "labels" / sub
+  elif (root / sub / "images").is_dir():
+    places = root / sub / "images", root / sub / "labels"
+  else:
+    places = root / sub, root / sub
+  return _folder("images", places[0]), _folder("labels", places[1])
+
+
 _YOLO_NAMES = ("classes.txt", "obj.names")
 
 
@@ -328,7 +336,29 @@ def _yolo_names(root: pathlib.Path) -> list[str] | None:
   for name in _YOLO_NAMES:
     if (root / name).is_file():
       return [line.strip() for _, line in sources.lines_of(root / name)]
-  return None
+  path = root / "data.yaml"
+  return _yaml_names(path) if path.is_file() else None
+
+
+def _yaml_names(path: pathlib.Path) -> list[str] | None:
+  """`names`: a list, or a name for each of 0, 1, ..."""
+  import yaml  # few need it
+
+  try:
+    told = yaml.safe_load(path.read_text("utf-8"))
+  except (yaml.YAMLError, UnicodeDecodeError) as error:
+    raise ValueError(f"{path} is no YAML: {error}") from error
+  names = told.get("names") if isinstance(told, dict) else None
+  if isinstance(names, dict):
+    if sorted(names, key=str) != sorted(range(len(names)), key=str):
+      what = "names of classes 0, 1, ..., none left out"
+      checks.refuse(f"names of {path}", names, what)
+    names = [names[i] for i in range(len(names))]
+  if names is None:
+    return None
+  if not isinstance(names, list):
+    checks.refuse(f"names of {path}", names, "a list, or names by number")
+  return [str(name) for name in names]
 
 
 def _yolo_texts(labels: pathlib.Path) -> dict[str, pathlib.Path]:

@@ -157,6 +157,31 @@ def test_yolo(tmp_path):
   assert _yolo(tmp_path, classes=["c", "d", "e"]).classes == ("c", "d", "e")
 
 
+def test_yolo_with_names_in_yaml_and_splits_outside(tmp_path):
+  _yolo(tmp_path)
+  told = tmp_path / "data.yaml"
+  told.write_text("nc: 2\ntrain: ../train/images\nnames: ['cat', 7]\n")
+  assert boxes.from_yolo(tmp_path, split="train").classes == ("cat", "7")
+  told.write_text("names:\n  1: dog\n  0: cat\n")
+  assert boxes.from_yolo(tmp_path, split="train").classes == ("cat", "dog")
+  for text, match in (
+    ("names: {0: cat, 2: dog}", "none left out"),
+    ("names: 3", "a list, or names by number"),
+    ("names: [a", "data.yaml is no YAML"),
+  ):
+    told.write_text(text)
+    with pytest.raises(ValueError, match=match):
+      boxes.from_yolo(tmp_path, split="train")
+  told.write_text("names: [cat, dog]")
+  for part in ("images", "labels"):
+    (tmp_path / "train").mkdir(exist_ok=True)
+    (tmp_path / part / "train").rename(tmp_path / "train" / part)
+    (tmp_path / part).rmdir()
+  found = boxes.from_yolo(tmp_path, split="train")
+  _check(found[1], [64, 160])
+  assert found.classes == ("cat", "dog") and len(found) == 2
+
+
 def test_endings_in_capitals_are_read_and_one_text_has_one_image(tmp_path):
   _yolo(tmp_path)
   labels = tmp_path / "labels" / "train"
