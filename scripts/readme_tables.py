@@ -20,6 +20,7 @@ Settings after the file, all optional, values without spaces:
                            first column is `adam`
   spread=std               std, range, ci95 or none
   digits=4                 significant digits
+  decimals=1               digits after the point, in place of `digits`
 
 Below the table a line says from what it comes: seeds, hardware, time, date,
 commit and command.
@@ -43,7 +44,10 @@ _BLOCK = re.compile(
   re.DOTALL | re.MULTILINE,
 )
 _MARK = re.compile(r"^[ ]*<!-- (?P<end>/?)table\b", re.MULTILINE)
-_SETTINGS = ("columns", "where", "sort", "best", "ratio", "spread", "digits")
+_SETTINGS = (
+  *("columns", "where", "sort", "best", "ratio", "spread"),
+  *("digits", "decimals"),
+)
 
 
 def parse_spec(text: str) -> tuple[str, dict[str, str]]:
@@ -120,6 +124,7 @@ def render(result: Mapping[str, Any], settings: Mapping[str, str]) -> str:
     _columns(settings.get("columns"), rows),
     spread=spread,
     digits=int(settings.get("digits", 4)),
+    decimals=int(settings["decimals"]) if "decimals" in settings else None,
     best=_pairs(settings["best"]) if "best" in settings else None,
   )
   return f"{table}\n\n{_footer(result, spread)}\n"
@@ -127,11 +132,13 @@ def render(result: Mapping[str, Any], settings: Mapping[str, str]) -> str:
 
 def _footer(result: Mapping[str, Any], spread: str) -> str:
   num = len(result["seeds"])
-  what = f"{num} seed{'s' if num != 1 else ''}"
-  if num > 1:
-    what += f", {checks.lookup('spread', spread, tables.SPREAD_NAMES)}"
-  parts = [what, result["hardware"], _duration(result["time_seconds"])]
+  parts = [result["hardware"], _duration(result["time_seconds"])]
   parts.append(result["date"][:10])
+  if num:  # what is compiled alone has none
+    what = f"{num} seed{'s' if num != 1 else ''}"
+    if num > 1:
+      what += f", {checks.lookup('spread', spread, tables.SPREAD_NAMES)}"
+    parts.insert(0, what)
   if result["commit"]:
     commit, _, dirty = result["commit"].partition("-")
     parts.append(f"commit {commit[:10]}{' with changes' if dirty else ''}")

@@ -70,29 +70,38 @@ def summarize(values: Sequence[float] | float) -> Summary:
   )
 
 
-def number(value: float, digits: int = 4) -> str:
+def number(value: float, digits: int = 4, decimals: int | None = None) -> str:
   """A number with so many significant digits, never in powers of ten for
-  everyday sizes.
+  everyday sizes; with `decimals` with so many after the point.
 
   >>> number(53.31234), number(0.00123456), number(1437)
   ('53.31', '0.001235', '1437')
+  >>> number(0.05, decimals=1), number(53.31234, decimals=1)
+  ('0.1', '53.3')
   """
   if not math.isfinite(value):
     return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
   if value == 0 or (float(value).is_integer() and abs(value) < 10**9):
     return str(int(value))
+  if decimals is not None:
+    return f"{value:.{decimals}f}"
   size = math.floor(math.log10(abs(value)))
   if not -5 <= size < 9:
     return f"{value:.{digits - 1}e}"
   return f"{value:.{max(digits - 1 - size, 0)}f}"
 
 
-def spread_text(s: Summary, spread: str = "std", digits: int = 4) -> str:
+def spread_text(
+  s: Summary,
+  spread: str = "std",
+  digits: int = 4,
+  decimals: int | None = None,
+) -> str:
   """`53.3 ± 0.2`, `53.3 (53.1 to 53.5)` or `53.3`."""
   names.one_of("spread", spread, SPREADS)
   if spread == "none" or s.n == 1 or not math.isfinite(s.mean):
-    return number(s.mean, digits)
-  places = _places(s.mean, digits)
+    return number(s.mean, digits, decimals)
+  places = _places(s.mean, digits) if decimals is None else decimals
   text = f"{s.mean:.{places}f}"
   if spread == "range":
     return f"{text} ({s.low:.{places}f} to {s.high:.{places}f})"
@@ -115,7 +124,13 @@ def mean_of(cell: Any) -> float:
   return summarize(values).mean
 
 
-def cell_text(cell: Any, *, spread: str = "std", digits: int = 4) -> str:
+def cell_text(
+  cell: Any,
+  *,
+  spread: str = "std",
+  digits: int = 4,
+  decimals: int | None = None,
+) -> str:
   """A cell as text: see `locojax.report.results` for what cells there are.
 
   Of a list with nulls (runs that failed) the mean of the others is shown, and
@@ -128,12 +143,12 @@ def cell_text(cell: Any, *, spread: str = "std", digits: int = 4) -> str:
   if isinstance(cell, bool):
     return "yes" if cell else "no"
   if not isinstance(cell, list | tuple | np.ndarray):
-    return number(cell, digits)
+    return number(cell, digits, decimals)
   good = [v for v in cell if v is not None and math.isfinite(v)]
   failed = len(cell) - len(good)
   if not good:
     return "failed"
-  text = spread_text(summarize(good), spread, digits)
+  text = spread_text(summarize(good), spread, digits, decimals)
   return f"{text} [{failed} of {len(cell)} failed]" if failed else text
 
 
@@ -171,6 +186,7 @@ def render(
   *,
   spread: str = "std",
   digits: int = 4,
+  decimals: int | None = None,
   best: Mapping[str, str] | None = None,
 ) -> str:
   """Rows as an aligned markdown table.
@@ -182,6 +198,7 @@ def render(
       by default the name with spaces for underscores.
     spread: `std`, `range`, `ci95` or `none`.
     digits: significant digits of the means.
+    decimals: digits after the point, in place of `digits`.
     best: column -> `min` or `max`; the best mean is set in bold, and all cells
       that read the same.
 
@@ -204,7 +221,8 @@ def render(
   cells, numeric = [], []
   for name in columns:
     column = [row.get(name) for row in rows]
-    texts = [cell_text(c, spread=spread, digits=digits) for c in column]
+    how = {"spread": spread, "digits": digits, "decimals": decimals}
+    texts = [cell_text(c, **how) for c in column]
     if name in best:
       texts = _bold(column, texts, best[name])
     cells.append(texts)

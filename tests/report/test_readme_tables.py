@@ -50,6 +50,10 @@ def test_write_then_check(root):
   assert lines[6] == "| adam   |     3.00 ± 1.41 |          1 |"
   assert "2 seeds, mean ± standard deviation; NVIDIA H200; 5 min;" in text
   assert "Command: `python -m x`.\nA note." in text
+  readme = root / "README.md"
+  readme.write_text(text.replace("digits=3", "decimals=1"))
+  assert _main(root) == 0 and "     3.0 ± 1.4 |" in readme.read_text()
+  readme.write_text(text)
   assert _main(root, "--check") == 0
   assert _main(root) == 0 and (root / "README.md").read_text() == text
 
@@ -65,6 +69,7 @@ def test_write_then_check(root):
     ("data:mnist", "data:x", "leaves no rows"),
     ("loss:adam", "loss:adm", "did you mean 'adam'"),
     ("digits=3", "digits=three", "three"),
+    ("digits=3", "decimals=three", "three"),
   ],
 )
 def test_errors_name_the_readme(root, capsys, old, new, message):

@@ -65,6 +65,9 @@ def test_cells():
     "2.0 ± 0.7 [1 of 3 failed]"
   )
   assert tables.cell_text([None, math.nan]) == "failed"
+  assert tables.cell_text([0.2, 1.3], decimals=1) == "0.8 ± 0.8"
+  assert tables.cell_text(12.345, decimals=1) == "12.3"
+  assert tables.cell_text(12.0, decimals=1) == "12"
   assert tables.cell_text(True) == "yes"
 
 
