@@ -23,6 +23,7 @@ from experiments.pix2seq import (
   asking,
   conditions,
   detectors,
+  networks,
   report,
   scoring,
   sets,
@@ -106,7 +107,7 @@ def batches(config, start: int):
   canvases = config.stage == "pretrain"
   change = box_transforms.training(
     (side, side),
-    config.sequence.max_objects,
+    networks.sequence(config)["max_objects"],
     low=1.0 if canvases else augment.low,
     high=1.0 if canvases else augment.high,
     flip_probability=augment.flip,
@@ -126,7 +127,7 @@ def batches(config, start: int):
 
 def _shapes(config):
   rows, side = _settings(config)["batch_size"], config.data.image_size
-  num = config.sequence.max_objects
+  num = networks.sequence(config)["max_objects"]
   return {
     "image": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8),
     "boxes": jax.ShapeDtypeStruct((rows, num, 4), jnp.float32),

@@ -49,9 +49,12 @@ def prepared(config, images: jax.Array) -> jax.Array:
 
 
 def sequence(config) -> dict[str, Any]:
-  """The settings of sequences, with what the method changes."""
+  """The settings of sequences, with what the method and the stage change."""
   changes = conditions.CONDITIONS[config.method].sequence
-  return {**config.sequence.to_dict(), **changes}
+  found = {**config.sequence.to_dict(), **changes}
+  if config.stage == "pretrain" and config.pretrain.max_objects:
+    found["max_objects"] = config.pretrain.max_objects
+  return found
 
 
 def vocabulary(config, num_classes: int) -> pix2seq.Vocabulary:

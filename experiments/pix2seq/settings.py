@@ -88,6 +88,7 @@ RULES: dict[str, settings.Rule] = {
     (
       *("data.clutter", "data.num_classes", "warmup_steps", "save_every"),
       *("pretrain.num_steps", "pretrain.warmup_steps", "num_pictures"),
+      "pretrain.max_objects",
       "num_workers",
     ),
     _COUNT,
@@ -285,6 +286,16 @@ def _check_canvases(config) -> None:
   parts = [("data.sides", data.sides)] if drawn else []
   if pretrain.num_steps:
     parts.append(("pretrain.sides", pretrain.sides))
+    settings.at_most(
+      config,
+      "pretrain.max_objects",
+      config.sequence.max_objects,
+      "sequence.max_objects",
+    )
+    slots = pretrain.max_objects or config.sequence.max_objects
+    if pretrain.objects[1] > slots:
+      what = f"at most {slots}, the slots of pre-training"
+      checks.refuse("pretrain.objects", tuple(pretrain.objects), what)
     settings.at_most(
       config, "pretrain.batch_size", pretrain.num_images, "pretrain.num_images"
     )

@@ -108,6 +108,8 @@ def _defaults_of_data(config):
     "num_images": 8192,
     "objects": (1, 12),
     "sides": (8, 40),
+    # Of its sequences; 0 is `sequence.max_objects`.
+    "max_objects": 0,
     "learning_rate": 1e-3,
     "batch_size": 32,
     "warmup_steps": 100,
@@ -177,7 +179,7 @@ def _tiny(config):
   config.pretrain.update(
     num_steps=4, num_images=32, objects=(1, 3), sides=(8, 16), warmup_steps=1
   )
-  config.pretrain.update(batch_size=8, learning_rate=2e-3)
+  config.pretrain.update(batch_size=8, learning_rate=2e-3, max_objects=3)
   config.sweeps.update(top_p=(0.4,), eos_offset=(2.0,))
   config.batch_size, config.num_steps, config.warmup_steps = 8, 4, 1
   config.num_evals, config.eval_batch_size, config.log_every = 1, 8, 1

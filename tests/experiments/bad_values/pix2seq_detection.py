@@ -57,6 +57,8 @@ ROWS = [
   ("tiny", {"sweeps.top_p": (1.5,)}, "sweeps.top_p", "1"),
   ("tiny", {"pretrain.warmup_steps": 5}, "pretrain.warmup_steps", "at most 4"),
   ("tiny", {"pretrain.sides": (8, 33)}, "pretrain.sides", "image_size=32"),
+  ("tiny", {"pretrain.objects": (1, 4)}, "pretrain.objects", "at most 3"),
+  ("tiny", {"pretrain.max_objects": 5}, "pretrain.max_objects", "at most 4"),
   ("tiny", {"pretrain.num_images": 4}, "pretrain.batch_size", "num_images"),
   ("tiny", {"optimizer.decay": "cosin"}, "optimizer.decay", "mean 'cosine'"),
   ("tiny", {"optimizer.decay_mask": "kernel"}, "decay_mask", "'kernels'"),
