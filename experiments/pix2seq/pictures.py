@@ -133,7 +133,20 @@ def detections(
       true_boxes=one["true_boxes"],
     )
     _tokens(right, one["lines"])
+  if cells:
+    _legend(cells[0][0])
   return figures.save(figure, path, dpi=170)
+
+
+def _legend(ax) -> None:
+  """What the lines are, above the first image."""
+  ax.set_title(
+    "dashed: true boxes; in colours: found; grey lines: not believed",
+    fontsize=6.5,
+    loc="left",
+    pad=10,
+    color="#444444",
+  )
 
 
 def _tokens(ax, told: Sequence[tuple[str, bool]]) -> None:
