@@ -58,6 +58,7 @@ def sample(
   constraint: decode.Constraint | None = None,
   row_ids: jax.Array | None = None,
   rows: jax.Array | None = None,
+  data_axis: str | tuple[str, ...] | None = None,
 ) -> decode.Generated:
   """Samples that follow prompts; for use under `jax.jit`.
 
@@ -77,6 +78,8 @@ def sample(
     stop_tokens: tokens that end a solution.
     constraint: such as `decode.stop_sequences`, for an end of several tokens.
     row_ids, rows: as of `decode.generate`.
+    data_axis: axis of the mesh that the B n sequences are laid out over; None
+      leaves the layout to the compiler.
 
   Returns:
     Tokens `[B, n, T]`, and log-probabilities of the model itself and of what
@@ -96,6 +99,9 @@ def sample(
       f"{model.max_len - max_new_tokens} (see left_truncate)."
     )
   model = model.clone(cache_len=length)
+  if decode.cache.divides(data_axis, prompts.shape[0]):
+    given = (prompts, valid)
+    prompts, valid = decode.cache.shard(given, data_axis, axes=0)
   cache, kept, logits = lm.prefill(
     model, params, prompts, valid=valid, reserve=max_new_tokens
   )
@@ -111,6 +117,7 @@ def sample(
     constraint=constraint,
     row_ids=row_ids,
     rows=rows,
+    data_axis=data_axis,
   )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -233,6 +234,35 @@ def test_samples_share_their_prefill_and_are_what_each_would_be():
   assert len({tuple(t) for t in np.asarray(many.tokens).reshape(6, 4)}) > 3
   close(told, many.log_probs.sum(-1), rtol=1e-4)
   close(many.log_probs, many.filtered_log_probs)
+
+
+def test_prompts_on_several_devices_are_answered_alone():
+  model, params, _ = _tiny()
+  auto = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((2,), ("data",), axis_types=auto)
+
+  def run(params, prompts):
+    return minerva.sample(
+      model,
+      params,
+      prompts,
+      num_samples=2,
+      max_new_tokens=4,
+      top_p=1.0,
+      key=jax.random.key(3),
+      data_axis="data",
+    )
+
+  want = jax.jit(run)(params, TOKENS)
+  with jax.set_mesh(mesh):
+    rows = jax.NamedSharding(mesh, jax.P("data"))
+    prompts = jax.device_put(TOKENS, rows)
+    program = jax.jit(run).lower(params, prompts).compile()
+    found = program(params, prompts)
+  np.testing.assert_array_equal(found.tokens, want.tokens)
+  close(found.log_probs, want.log_probs)
+  talks = re.findall(r"= (\S+) ([a-z-]+)\(.*channel_id=", program.as_text())
+  assert talks == [("pred[]", "all-reduce")]
 
 
 def test_the_filter_is_temperature_then_nucleus():
