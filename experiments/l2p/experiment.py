@@ -193,7 +193,11 @@ def _names(learner: learners.Learner, config) -> tuple[str, ...]:
 
 
 def _batches(config, learner, stage: Stage) -> Callable[[int], Iterator]:
-  """`start -> iterator`; what is kept is offered in the first epoch."""
+  """`start -> iterator`; what is kept is offered in the last epoch.
+
+  So every example is offered once, and logits kept are of a model that has
+  learned it.
+  """
   num = len(stage.arrays["label"])
   size = min(config.batch_size, num)
   arrays = {n: stage.arrays[n] for n in _names(learner, config)}
@@ -213,7 +217,8 @@ def _batches(config, learner, stage: Stage) -> Callable[[int], Iterator]:
   def iterate(start):
     for k, batch in enumerate(each(start), start=start):
       rows = len(batch["label"])
-      new = np.full(rows, k < num // size, np.float32)
+      last = k >= stage.num_steps - num // size
+      new = np.full(rows, last, np.float32)
       yield {**batch, "insert": new}
 
   return iterate

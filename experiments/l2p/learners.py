@@ -5,7 +5,11 @@ The loop, the optimiser and the data are the same for all.
 
   l2p              the pool of prompts, chosen by eq. (3), mask of the classes
   l2p_penalty      the same by eq. (4), which knows where tasks end
-  l2p_forced       the released stand-in for it: each task its own prompts
+  l2p_forced       the released stand-in for it: each task its own prompts in
+                   training, as far as the pool goes (the first M // N tasks);
+                   later tasks choose
+  l2p_token        the same as l2p with the head on [cls], as those below have,
+                   in place of the mean over prompts
   l2p_replay       L2P-R: with examples kept of the past
   single_prompt    one prompt for all, no pool
   dualprompt, coda_prompt
@@ -15,7 +19,11 @@ The loop, the optimiser and the data are the same for all.
   ewc, lwf, er, derpp, gdumb, bic, co2l the whole network
   nearest_mean     the nearest class mean of the frozen features
   linear_probe     logistic regression on the frozen features of all tasks
-  joint            the whole network on all tasks at once: an upper bound
+  joint            the whole network on all tasks at once, as many epochs
+
+Masks: softmax and loss of those that say so, of prompts, ewc and lwf see the
+classes of the task alone (without boundaries: of the batch, as in the released
+code); those with examples kept and no prompts see all classes.
 """
 
 from __future__ import annotations
@@ -120,6 +128,16 @@ class ForcedPrompts(Prompts):
 
   pool = {"selection": "forced"}
   needs_boundaries = True
+
+
+class TokenPrompts(Prompts):
+  """L2P with the head of the others."""
+
+  def make_model(self):
+    setup = self.setup
+    return networks.prompted(
+      self.config, setup.net, setup.num_classes, head="token"
+    )
 
 
 class ReplayPrompts(Prompts):
@@ -279,7 +297,8 @@ class DarkReplay(Learner):
   def loss(self):
     return continual.derpp(
       self.apply,
-      alpha=self.config.derpp_alpha,
+      # Theirs is of the mean square over classes.
+      alpha=self.config.derpp_alpha / self.setup.num_classes,
       beta=self.config.derpp_beta,
     )
 
@@ -453,6 +472,7 @@ LEARNERS: dict[str, type[Learner]] = {
   "l2p": Prompts,
   "l2p_penalty": PenaltyPrompts,
   "l2p_forced": ForcedPrompts,
+  "l2p_token": TokenPrompts,
   "l2p_replay": ReplayPrompts,
   "single_prompt": SinglePrompt,
   "dualprompt": DualPrompt,

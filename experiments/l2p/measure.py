@@ -104,18 +104,20 @@ def after(
     num_classes: C.
 
   Returns:
-    `all` and `seen`: accuracies on each task among all classes, and among those
-    seen so far; `batchwise`: the first with the vote; `histogram` `[T][M]` of
-    the prompts that each task's test examples choose. The last two only with a
-    pool.
+    `all`, `seen` and `own`: accuracies on each task among all classes, among
+    those seen so far, and among those of its own test examples; `batchwise`:
+    the first with the vote; `histogram` `[T][M]` of the prompts that each
+    task's test examples choose. The last two only with a pool.
   """
   every = jnp.ones(num_classes, bool)
   seen = continual.classes_seen(class_ids, task, num_classes)
-  found: dict[str, Any] = {"all": [], "seen": []}
+  found: dict[str, Any] = {"all": [], "seen": [], "own": []}
   for test in tests:
     logits = predictor.logits(state, test)
     found["all"].append(_accuracy(logits, test["label"], every))
     found["seen"].append(_accuracy(logits, test["label"], seen))
+    own = np.isin(np.arange(num_classes), test["label"])
+    found["own"].append(_accuracy(logits, test["label"], own))
   if predictor.pool_size:
     voted = [predictor.logits(state, t, batchwise=True) for t in tests]
     found["batchwise"] = [

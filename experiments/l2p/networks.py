@@ -54,10 +54,12 @@ def pool(config, **changes: Any) -> l2p.PromptPoolConfig:
   return l2p.PromptPoolConfig(**{**settings, **changes})
 
 
-def prompted(config, net: vit.ViT, num_classes: int, **changes: Any):
+def prompted(
+  config, net: vit.ViT, num_classes: int, *, head: str = "", **changes: Any
+):
   """L2P: a pool of prompts in front of the first block."""
   return l2p.PromptedViT(
-    net, num_classes, pool(config, **changes), head=config.pool.head
+    net, num_classes, pool(config, **changes), head=head or config.pool.head
   )
 
 

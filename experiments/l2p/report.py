@@ -22,6 +22,7 @@ COLUMNS = {
   "accuracy": "accuracy (%)",
   "forgetting": "forgetting (points)",
   "learning_accuracy": "accuracy when learned (%)",
+  "accuracy_own": "accuracy among the task's classes (%)",
   "accuracy_batchwise": "accuracy, batch votes (%)",
   "leak": "the vote's leak (points)",
   "alive": "prompts alive",
@@ -79,6 +80,7 @@ def _numbers(found: Sequence[Mapping[str, Any]], stream) -> dict[str, float]:
     names = ("forgetting", "learning_accuracy", "backward_transfer")
     out |= {n: 100 * float(summary[n]) for n in names}
     out["forgetting_chaudhry"] = 100 * float(summary["forgetting_chaudhry"])
+    out["accuracy_own"] = 100 * float(np.mean(last["own"]))
   if "batchwise" in last:
     out["accuracy_batchwise"] = 100 * float(np.mean(last["batchwise"]))
     out["leak"] = out["accuracy_batchwise"] - out["accuracy"]
@@ -135,7 +137,8 @@ def draw(config, workdir, stream, path: pathlib.Path) -> pathlib.Path:
       y_label="accuracy (%)",
     )
     data = {(m, 0): c for m, c in found.items()}
-    standing = curves.standing_out(data, list(found), ("l2p",))
+    claim = ("l2p", "ft_seq", "ewc")
+    standing = curves.standing_out(data, list(found), claim, num_peers=1)
     return curves.draw(data, list(found), [panel], path, emphasis=standing)
   return _bars(config, workdir, stream, path)
 
@@ -185,7 +188,8 @@ def draw_histograms(config, workdir, stream, path) -> pathlib.Path | None:
     ax.set_xlabel("prompt")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_yticks(range(len(short)), short, fontsize=7)
-  grid[0][0].set_ylabel("task")
+  what = "task" if stream.boundaries else "class"
+  grid[0][0].set_ylabel(f"{what} (seed {config.seeds[0]})")
   bar = figure.colorbar(image, ax=list(grid[0]), shrink=0.9)
   bar.set_label("share of images that choose it")
   return figures.save(figure, path)
@@ -202,7 +206,10 @@ def _notes(config, workdir) -> str:
   return (
     f"{told} Accuracy among all classes, each example by itself, after the "
     "last task, mean over tasks. When learned: the same, on a task right after "
-    "it, mean over tasks. Batch votes: as the released code evaluates, "
+    "it, mean over tasks. Among the task's classes: at the end, each task's "
+    "examples among its own classes. Spread: over seeds of training; backbone, "
+    "classes of a task and examples are the same in all. Batch votes: as the "
+    "released code evaluates, "
     f"batches of {config.eval_batch_size} of one task. Kept: examples a class. "
     "Prompts alive: those that a test example chooses."
   )

@@ -21,7 +21,8 @@ for `--mode=check` the sizes of the paper: paper (ViT-B/16, Split CIFAR-100).
 from ml_collections import ConfigDict
 
 METHODS = (
-  *("l2p", "l2p_penalty", "l2p_forced", "single_prompt", "l2p_replay"),
+  *("l2p", "l2p_penalty", "l2p_forced", "l2p_token", "single_prompt"),
+  "l2p_replay",
   *("dualprompt", "coda_prompt"),
   *("ft_seq", "ft_seq_masked", "ft_seq_frozen", "ft_seq_frozen_masked"),
   *("nearest_mean", "linear_probe"),
@@ -29,7 +30,8 @@ METHODS = (
 )
 # Of the streams of pictures, so that three seeds take an hour of two cores.
 _FEWER = (
-  *("l2p", "single_prompt", "l2p_replay", "dualprompt", "coda_prompt"),
+  *("l2p", "l2p_token", "single_prompt", "l2p_replay"),
+  *("dualprompt", "coda_prompt"),
   *("ft_seq", "ft_seq_frozen_masked", "nearest_mean", "linear_probe"),
   *("ewc", "er", "derpp", "joint"),
 )
@@ -73,7 +75,7 @@ def get_config(variant: str = "mnist") -> ConfigDict:
   config.stage, config.task = "task", 0
   config.data = dict(_DATA)
   # Of the schedule without boundaries; the reach of a class is in batches.
-  config.gaussian = {"num_episodes": 100, "steps_per_episode": 4, "std": 20.0}
+  config.gaussian = {"num_episodes": 100, "steps_per_episode": 4, "std": 40.0}
   config.ewc_every = 20
   config.model = {
     "preset": "",
@@ -114,6 +116,7 @@ def get_config(variant: str = "mnist") -> ConfigDict:
   config.buffer_per_class = 10
   config.ewc_weight, config.ewc_examples = 1000.0, 512
   config.lwf_weight, config.lwf_temperature = 1.0, 2.0
+  # The first of the mean square over classes.
   config.derpp_alpha, config.derpp_beta = 0.5, 0.5
   config.eval_batch_size = 128
   config.log_every, config.save_every = 50, 0
@@ -212,7 +215,8 @@ def _rotated(config):
 def _gaussian(config):
   config.data.kind = "gaussian"
   config.methods = (
-    *("l2p", "single_prompt", "l2p_replay", "ft_seq", "linear_probe"),
+    *("l2p", "l2p_token", "single_prompt", "l2p_replay", "ft_seq"),
+    *("ft_seq_masked", "ft_seq_frozen_masked", "linear_probe"),
     *("nearest_mean", "ewc", "er", "derpp", "joint"),
   )
 
