@@ -178,7 +178,7 @@ def build_serving(config) -> Experiment:
       max_new_tokens=num,
       stop_tokens=(1,),
       alpha=config.ask.alpha,
-      data_axis="data" if decode.cache.divides("data", rows) else None,
+      data_axis=decode.cache.even("data", rows),
     )
     out = {"loss": -found.scores.sum(), "tokens": found.tokens}
     return dataclasses.replace(state, step=state.step + 1), out

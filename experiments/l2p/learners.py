@@ -19,7 +19,7 @@ The loop, the optimiser and the data are the same for all.
   ewc, lwf, er, derpp, gdumb, bic, co2l the whole network
   nearest_mean     the nearest class mean of the frozen features
   linear_probe     logistic regression on the frozen features of all tasks
-  joint            the whole network on all tasks at once, as many epochs
+  joint            the whole network on all tasks at once, for `num_epochs`
 
 Masks: softmax and loss of those that say so, of prompts, ewc and lwf see the
 classes of the task alone (without boundaries: of the batch, as in the released

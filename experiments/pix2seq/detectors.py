@@ -69,11 +69,6 @@ def make(config, num_classes: int) -> Detector:
   return _sequences(config, num_classes)
 
 
-def _data_axis(num_rows: int) -> str | None:
-  """The axis of the mesh that this many images are divided over."""
-  return "data" if decode.cache.divides("data", num_rows) else None
-
-
 def _images(config) -> jax.Array:
   side = config.data.image_size
   return jnp.zeros((1, side, side, 3), jnp.float32)
@@ -132,7 +127,7 @@ def _sequences(config, num_classes: int) -> Detector:
       stop_at_eos=not found["augment"],
       eos_offset=asked.eos_offset,
       row_ids=rows,
-      data_axis=_data_axis(images.shape[0]),
+      data_axis=decode.cache.even("data", images.shape[0]),
     )
     return _said(out)
 
@@ -190,7 +185,8 @@ class Asker:
     return self._programs[whole]
 
   def _find(self, params, model_state, images, rows, key, numbers):
-    images = decode.cache.shard(images, _data_axis(images.shape[0]), axes=0)
+    even = decode.cache.even("data", images.shape[0])
+    images = decode.cache.shard(images, even, axes=0)
     asked = Asked(*numbers)
     return self._detector.find(params, model_state, images, rows, key, asked)
 

@@ -249,14 +249,6 @@ class _Search:
     )
 
 
-def _laid_out(state: _State, data_axis) -> _State:
-  """Texts stay where their cache is, if the axis divides the prompts."""
-  texts = {"live": state.live, "ended": state.ended, "parents": state.parents}
-  if not caches.divides(data_axis, state.parents.shape[0]):
-    return state
-  return state._replace(**caches.shard(texts, data_axis, axes=0))
-
-
 def _top(values: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
   """`lax.top_k`, filled up with -inf at place 0 where there are too few."""
   found, index = jax.lax.top_k(values, min(num, values.shape[1]))
@@ -341,7 +333,8 @@ def beam_search(
   step = generation.checked_step(step, batch * beam_size, vocab_size)
   first = jnp.repeat(logits, beam_size, axis=0)
   state = search.extend(search.start(cache, rows), first)
-  state = _laid_out(state, data_axis)
+  even = caches.even(data_axis, batch)
+  state = generation.laid_out(state, ("live", "ended", "parents"), even)
 
   def goes_on(state):
     waited_for = jnp.any(search.hopeful(state)) if early_exit else True

@@ -135,15 +135,21 @@ def insert(
   return _map(put, cache, axes, new)
 
 
-def divides(mesh_axis: str | tuple[str, ...] | None, num_rows: int) -> bool:
-  """Whether the mesh has this axis and it divides so many rows evenly."""
-  if mesh_axis is None:
-    return False
+def even(
+  mesh_axis: str | tuple[str, ...] | None, num_rows: int
+) -> str | tuple[str, ...] | None:
+  """The axis for `shard`, or None where it would be refused for so many rows.
+
+  So without a mesh, without such an axis, and if it does not divide the rows.
+  """
   found = jax.sharding.get_abstract_mesh()
+  if mesh_axis is None or found.empty:
+    return None
   names = mesh_axis if isinstance(mesh_axis, tuple) else (mesh_axis,)
-  if found.empty or not set(names) <= set(found.axis_names):
-    return False
-  return num_rows % math.prod(found.shape[name] for name in names) == 0
+  if not set(names) <= set(found.axis_names):
+    return None
+  size = math.prod(found.shape[name] for name in names)
+  return None if num_rows % size else mesh_axis
 
 
 def shard(

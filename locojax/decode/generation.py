@@ -11,7 +11,7 @@ row b n + i), T new tokens, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -171,10 +171,21 @@ class _Loop:
     return kept.at[:, place].set(some, mode="drop")
 
 
-def _laid_out(state: _State, data_axis) -> _State:
-  """What is written of each row stays where its cache is."""
-  names = ("tokens", "lengths", "log_probs", "filtered_log_probs")
-  names += ("done", "finished", "kept")
+# Of a `_State`: what is written of each row.
+_WRITTEN = (
+  *("tokens", "lengths", "log_probs", "filtered_log_probs"),
+  *("done", "finished", "kept"),
+)
+
+
+def laid_out(state: Any, names: Sequence[str], data_axis) -> Any:
+  """A state of a loop whose entries stay where the cache of their rows is.
+
+  Args:
+    state: a named tuple.
+    names: its entries that have the rows first.
+    data_axis: as of `cache.shard`.
+  """
   written = {name: getattr(state, name) for name in names}
   return state._replace(**caches.shard(written, data_axis, axes=0))
 
@@ -320,7 +331,7 @@ def generate(
   cache = caches.shard(cache, data_axis, axes=axes)
   step = checked_step(step, batch * num_samples, vocab_size)
   state = loop.start(cache, max_new_tokens, done)
-  state = _laid_out(loop.choose(state, spread(logits)), data_axis)
+  state = laid_out(loop.choose(state, spread(logits)), _WRITTEN, data_axis)
 
   def goes_on(state):
     waited_for = ~jnp.all(state.done) if early_exit else True
@@ -331,7 +342,7 @@ def generate(
     cache, logits = step(state.cache, last)
     return loop.choose(state._replace(cache=cache), logits)
 
-  state = _laid_out(jax.lax.while_loop(goes_on, body, state), data_axis)
+  state = jax.lax.while_loop(goes_on, body, state)
   unfold = lambda x: x.reshape(batch, num_samples, *x.shape[1:])
   return Generated(
     *map(unfold, (state.tokens, state.lengths, state.log_probs)),

@@ -108,7 +108,7 @@ class _Search:
       rule=self.constraint.start(self.batch * self.num_nodes),
       cache=caches.repeat(cache, self.num_nodes, axes=self.axes),
     )
-    rule = caches.gather(state.rule, self.rows(self.root), axes=0)
+    rule = caches.gather_within(state.rule, self.root, axes=0)
     totals = jnp.where(rows, 0.0, -jnp.inf)[:, None]
     depths = jnp.zeros((self.batch, 1), jnp.int32)
     return state._replace(
@@ -181,12 +181,11 @@ class _Search:
     pick = lambda x: jnp.take_along_axis(x, index, axis=1)
     parents, tokens = pick(entries.parents), pick(entries.tokens)
     depths = pick(entries.depths)
-    source = self.rows(parents)
     cache, logits = step(
-      caches.gather(state.cache, source, axes=self.axes),
+      caches.gather_within(state.cache, parents, axes=self.axes),
       tokens.reshape(-1, 1),
     )
-    rule = caches.gather(state.rule, source, axes=0)
+    rule = caches.gather_within(state.rule, parents, axes=0)
     rule = self.constraint.advance(rule, tokens.reshape(-1))
     nodes = 1 + state.turn * self.width + jnp.arange(self.width)
     nodes = jnp.broadcast_to(nodes, (self.batch, self.width))

@@ -13,6 +13,7 @@ import pytest
 
 from locojax import decode
 from locojax.nn import lm, seq2seq, transformer
+from tests import programs
 
 close = np.testing.assert_allclose
 same = np.testing.assert_array_equal
@@ -250,7 +251,7 @@ def test_sharded_is_single_and_devices_do_not_talk(beams):
     got = program(params, *data, key=key)
   # Whether all have ended is all that is asked around, besides the scores of
   # beams: XLA for CPUs does not divide `top_k`. Caches stay where they are.
-  talks = re.findall(r"= (\S+) ([a-z-]+)\(.*channel_id=", program.as_text())
+  talks = programs.talks(program)
   ends = ("pred[]", "all-reduce")
   assert talks.count(ends) == 1
   scores = [shape for shape, kind in talks if (shape, kind) != ends]

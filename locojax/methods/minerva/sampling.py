@@ -99,9 +99,8 @@ def sample(
       f"{model.max_len - max_new_tokens} (see left_truncate)."
     )
   model = model.clone(cache_len=length)
-  if decode.cache.divides(data_axis, prompts.shape[0]):
-    given = (prompts, valid)
-    prompts, valid = decode.cache.shard(given, data_axis, axes=0)
+  even = decode.cache.even(data_axis, prompts.shape[0])
+  prompts, valid = decode.cache.shard((prompts, valid), even, axes=0)
   cache, kept, logits = lm.prefill(
     model, params, prompts, valid=valid, reserve=max_new_tokens
   )

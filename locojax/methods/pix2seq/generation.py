@@ -131,8 +131,6 @@ def generate(
   if stop_at_eos:
     whole = boxes.before_eos(out.tokens, vocab)
     found = found._replace(scores=jnp.where(whole, found.scores, 0.0))
-  if decode.cache.divides(data_axis, memory.shape[0]):
-    found = decode.cache.shard(found, data_axis, axes=0)
   if num_samples is None:
     found = jax.tree.map(lambda x: x[:, 0], found)
   return found
@@ -158,8 +156,8 @@ def _prompted(model, params, memory, vocab, num: int, data_axis):
   prompt = jnp.full((memory.shape[0], 1), vocab.prompt(), jnp.int32)
   own = params["decoder"]
   # A constant, which the compiler would else compute whole on every device.
-  if decode.cache.divides(data_axis, prompt.shape[0]):
-    prompt, memory = decode.cache.shard((prompt, memory), data_axis, axes=0)
+  even = decode.cache.even(data_axis, prompt.shape[0])
+  prompt, memory = decode.cache.shard((prompt, memory), even, axes=0)
   cache, kept, logits = lm.prefill(
     decoder, own, prompt, memory=memory, reserve=num - 1
   )

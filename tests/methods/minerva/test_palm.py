@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from flax import linen as nn
 from locojax import decode
 from locojax.methods import minerva
 from locojax.nn import attention, lm, norms, transformer
+from tests import programs
 
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 # h p = 12 is not d = 8.
@@ -261,8 +261,7 @@ def test_prompts_on_several_devices_are_answered_alone():
     found = program(params, prompts)
   np.testing.assert_array_equal(found.tokens, want.tokens)
   close(found.log_probs, want.log_probs)
-  talks = re.findall(r"= (\S+) ([a-z-]+)\(.*channel_id=", program.as_text())
-  assert talks == [("pred[]", "all-reduce")]
+  assert programs.talks(program) == [("pred[]", "all-reduce")]
 
 
 def test_the_filter_is_temperature_then_nucleus():

@@ -1,7 +1,6 @@
 """Detections: samples, constraints, the end of sequences, batches."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from locojax import pix2seq
+from tests import programs
 from tests.methods.pix2seq import small
 
 KEY = jax.random.key(7)
@@ -154,5 +154,4 @@ def test_divided_images_are_detected_alone(stop):
     jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-5), found, whole)
   )
   # Whether all have ended is all that is asked around.
-  talks = re.findall(r"= (\S+) ([a-z-]+)\(.*channel_id=", run.as_text())
-  assert talks == [("pred[]", "all-reduce")] * stop
+  assert programs.talks(run) == [("pred[]", "all-reduce")] * stop
