@@ -211,8 +211,11 @@ def _files(folder: pathlib.Path):
 
 
 def _own(data: Mapping[str, Any]):
+  given = {"classes": data["classes"]} if data["classes"] else {}
+  if data["format"] == "voc":
+    given["first_pixel"] = data["first_pixel"]
   read = lambda split, **settings: own(
-    data["path"], data["format"], split, **settings
+    data["path"], data["format"], split, **{**given, **settings}
   )
   train = read(data["train_split"])
   if data["test_split"]:

@@ -64,6 +64,8 @@ RULES: dict[str, settings.Rule] = {
   "data.name": settings.choice(sets.NAMES),
   **dict.fromkeys(("data.data_dir", "data.path"), places.there),
   "data.format": settings.either("", settings.choice(sets.FORMATS)),
+  "data.classes": settings.several(checks.text, least=0, what="names"),
+  "data.first_pixel": settings.within(0, 1, whole=True),
   **dict.fromkeys(("data.train_split", "data.test_split"), checks.text),
   "data.held_out_share": lambda name, found: checks.between(
     name, found, 0.0, 1.0
@@ -327,3 +329,6 @@ def _check_data(config) -> None:
     places.path("data.path", data.path, what, folder=True)
     if not data.format:
       checks.refuse("data.format", "", f"one of {sets.FORMATS}")
+    if data.classes and data.format == "coco":
+      what = "() for format coco, whose files name the classes"
+      checks.refuse("data.classes", tuple(data.classes), what)

@@ -200,8 +200,32 @@ def test_own_folders_of_every_format(tmp_path):
   ids = [int(s[i]["image_id"]) for s in found[:2] for i in range(len(s))]
   assert sorted(ids) == [1, 2, 3, 4, 5]
   assert found.truth["images"].tolist() == ids[3:]
+  named = sets.load({**own, "classes": ("red", "blue", "none")})
+  assert named.classes == ("red", "blue", "none")
   with pytest.raises(FileNotFoundError, match="instances_test.json"):
     sets.own(tmp_path / "coco", "coco", "test")
+
+
+_VOC = """<annotation><filename>0.png</filename>
+<size><width>32</width><height>32</height><depth>3</depth></size>
+<object><name>cat</name><bndbox><xmin>3</xmin><ymin>5</ymin><xmax>9</xmax>
+<ymax>21</ymax></bndbox></object></annotation>"""
+
+
+@pytest.mark.parametrize("first", (0, 1))
+def test_own_edges_and_classes_of_voc(tmp_path, first):
+  for i in range(2):
+    Image.new("RGB", (32, 32)).save(tmp_path / f"{i}.png")
+    (tmp_path / f"{i}.xml").write_text(_VOC.replace("0.png", f"{i}.png"))
+  own = _data(
+    **{"name": "folder", "path": str(tmp_path), "format": "voc"},
+    **{"classes": ("dog", "cat"), "first_pixel": first},
+  )
+  found = sets.load(own)
+  assert found.train[0]["labels"].tolist() == [2]
+  np.testing.assert_allclose(
+    32 * found.train[0]["boxes"][0], [5 - first, 3 - first, 21, 9], rtol=1e-6
+  )
 
 
 def test_sprites_of_training_and_test_differ():

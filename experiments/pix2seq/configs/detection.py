@@ -68,6 +68,11 @@ def _defaults_of_data(config):
     "data_dir": "",
     "path": "",
     "format": "",
+    # Of formats voc and yolo: names in the order of their labels; () takes
+    # what the folder says.
+    "classes": (),
+    # Of format voc: 1 where its pixels count from 1, 0 for edges as they are.
+    "first_pixel": 1,
     "train_split": "",
     "test_split": "",
     "held_out_share": 0.2,

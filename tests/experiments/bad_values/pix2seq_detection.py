@@ -14,6 +14,8 @@ ROWS = [
   ("own", {"data.path": ""}, "data.path", "images with boxes"),
   ("own", {"data.path": "absent"}, "data.path", "there"),
   ("own", {"data.format": "cocoo"}, "data.format", "mean 'coco'"),
+  ("own", {"data.classes": "cat"}, "data.classes", "a list of names"),
+  ("own", {"data.first_pixel": 2}, "data.first_pixel", "1"),
   ("gpu", {"data.sprites": ()}, "data.sprites", "one or more of"),
   ("gpu", {"data.sprites": ("mnst",)}, "data.sprites", "mean 'mnist'"),
   ("tiny", {"data.held_out_share": 1.0}, "data.held_out_share", "(0.0"),
@@ -75,6 +77,7 @@ FLAGS = [
   (["--config.sequence.num_bins=1"], "sequence.num_bins", "1", "[2"),
 ]
 LEGAL: dict[str, str] = {
+  "data.classes": "any names",
   "data.train_split": "names of splits are looked up in the folder",
   "data.test_split": "likewise",
   "decode.eos_offset": "any number",
