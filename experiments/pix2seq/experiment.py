@@ -43,6 +43,8 @@ _NOT_IN_A_RUN = (
   *("sweeps", "num_pictures", "score_shown"),
 )
 _KEYS = ("image", "boxes", "labels", "valid")
+# What both stages have of their own.
+_OF_A_STAGE = ("num_steps", "batch_size", "learning_rate", "warmup_steps")
 
 
 def data_of(config) -> dict[str, Any]:
@@ -82,9 +84,8 @@ def num_classes(config) -> int:
 
 def _settings(config) -> Mapping[str, Any]:
   """Steps, batch, rate and warm-up of a run."""
-  names = ("num_steps", "batch_size", "learning_rate", "warmup_steps")
   place = config if config.stage == "detect" else config.pretrain
-  return {name: place[name] for name in names}
+  return {name: place[name] for name in _OF_A_STAGE}
 
 
 def _optimizer(config):
@@ -237,8 +238,14 @@ def _begin(config, workdir: pathlib.Path):
 
 
 def pretraining(config):
-  """The config of the pre-training of a method, one for all seeds."""
-  return stages.changed(config, stage="pretrain", seed=config.data.seed)
+  """The config of the pre-training of a method, one for all seeds.
+
+  What follows it may be changed without another pre-training.
+  """
+  own = {name: config.pretrain[name] for name in _OF_A_STAGE}
+  return stages.changed(
+    config, stage="pretrain", seed=config.data.seed, **own
+  )
 
 
 def fit_state(config, folder: pathlib.Path, *, begin=None) -> types.TrainState:

@@ -80,6 +80,10 @@ def test_the_study_ends_in_tables_and_figures(finished):
       assert f.read(4) == b"\x89PNG"
   assert (folder / "pretrain" / "augmented" / "result.json").exists()
   assert not (folder / "pretrain" / "detr_scratch").exists()
+  # What follows may take more steps without another pre-training.
+  longer = _config(num_steps=6, learning_rate=1.0)
+  same = [experiment.pretraining(c).to_json() for c in (_config(), longer)]
+  assert same[0] == same[1]
 
 
 def test_detections_are_those_that_were_scored(finished):

@@ -224,39 +224,39 @@ def _ablation(config):
 def _photographs(config):
   """Small sets, from pre-training on canvases and from scratch."""
   config.methods = ("augmented", "scratch", "detr", "detr_scratch")
-  config.pretrain.num_steps = 2000
+  # Few objects, in short sequences: what a decoder learns to look at images
+  # from soonest.
+  config.pretrain.update(num_steps=3000, objects=(1, 4), max_objects=8)
+  config.pretrain.update(sides=(8, 28), learning_rate=2e-3)
   # Of the canvases, as those of `cpu`.
   config.data.update(ground=(0, 63), clutter=0, noise=0.0)
-  config.learning_rate, config.num_steps = 1e-3, 600
+  config.learning_rate, config.num_steps = 1e-3, 2000
   config.model.update(dropout=0.1)
 
 
 def _cells(config):
   _photographs(config)
   config.data.update(name="bccd", image_size=64)
-  config.pretrain.sides = (6, 28)
   config.augment.update(low=0.7, high=1.4, colour=0.2)
   config.sequence.max_objects = 32
-  config.batch_size, config.pretrain.batch_size = 16, 16
-  config.eval_batch_size = 24
+  config.batch_size, config.eval_batch_size = 16, 24
 
 
 def _coco128(config):
   _photographs(config)
   # Too few pictures for a claim: half of the steps.
   config.data.update(name="coco128", image_size=64)
-  config.pretrain.update(num_steps=1000, sides=(6, 28))
-  config.num_steps = 300
+  config.num_steps = 1000
   config.augment.update(low=0.5, high=1.5, colour=0.3)
   config.sequence.max_objects = 24
-  config.batch_size, config.pretrain.batch_size = 16, 16
-  config.eval_batch_size = 32
+  config.batch_size, config.eval_batch_size = 16, 32
 
 
 def _own(config):
   _photographs(config)
   _sizes(config, 96, 2, 4, 384)
   config.data.update(name="folder", format="coco", image_size=128)
+  config.pretrain.sides = (16, 56)
   config.augment.update(low=0.5, high=1.5, colour=0.3)
   config.sequence.update(max_objects=32, num_bins=256)
   config.batch_size, config.num_steps, config.seeds = 16, 3000, (0,)
