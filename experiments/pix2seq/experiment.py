@@ -243,9 +243,7 @@ def pretraining(config):
   What follows it may be changed without another pre-training.
   """
   own = {name: config.pretrain[name] for name in _OF_A_STAGE}
-  return stages.changed(
-    config, stage="pretrain", seed=config.data.seed, **own
-  )
+  return stages.changed(config, stage="pretrain", seed=config.data.seed, **own)
 
 
 def fit_state(config, folder: pathlib.Path, *, begin=None) -> types.TrainState:
