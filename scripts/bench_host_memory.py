@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import sys
 import time
@@ -94,11 +93,11 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     steps = {}
     try:
       for way in WAYS:
-        os.environ[host_memory.VARIABLE] = str(int(way == "kept"))
-        steps[way] = peers.Stepper([*command, text, f"--steps={args.steps}"])
+        settings = {host_memory.VARIABLE: str(int(way == "kept"))}
+        line = [*command, text, f"--steps={args.steps}"]
+        steps[way] = peers.Stepper(line, settings)
       seconds = timing.rounds(steps, num=args.rounds, rng=rng)
     finally:
-      os.environ.pop(host_memory.VARIABLE, None)
       for one in steps.values():
         one.close()
     for way in WAYS:

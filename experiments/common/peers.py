@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 import subprocess
 import tempfile
@@ -15,7 +16,7 @@ import venv
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from locojax.core import checks
+from locojax.core import checks, host_memory
 
 # They go together.
 VERSIONS = {
@@ -48,13 +49,26 @@ class Stepper:
   It writes a line of JSON when it is ready, then reads lines: `step` takes a
   step, which it answers with a line, and the end of its input ends it.
 
+  Args:
+    command: of the process.
+    settings: variables of its environment beside those of this process; by
+      default it keeps the memory that it frees, as this process does.
+
   Attributes:
     told: what it wrote when it was ready.
   """
 
-  def __init__(self, command: Sequence[str]):
+  def __init__(
+    self,
+    command: Sequence[str],
+    settings: Mapping[str, str] = host_memory.ENVIRONMENT,
+  ):
     self._process = subprocess.Popen(
-      list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+      list(command),
+      env={**os.environ, **settings},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
     )
     try:
       self.told: dict[str, Any] = json.loads(self._line())
@@ -96,9 +110,9 @@ class Stepper:
 
 
 @contextlib.contextmanager
-def stepper(command: Sequence[str]) -> Iterator[Stepper]:
-  """A `Stepper` that is ended at the end."""
-  made = Stepper(command)
+def stepper(*args, **settings) -> Iterator[Stepper]:
+  """A `Stepper`, made of the same, that is ended at the end."""
+  made = Stepper(*args, **settings)
   try:
     yield made
   finally:
@@ -113,6 +127,7 @@ def steppers(
   *,
   python: str | None,
   packages: Sequence[str],
+  settings: Mapping[str, str] = host_memory.ENVIRONMENT,
 ) -> Iterator[dict[str, Stepper]]:
   """Steppers of one script, which are ended at the end.
 
@@ -123,6 +138,7 @@ def steppers(
     python: the Python of an environment that has the packages; None makes one,
       and removes it at the end.
     packages: names in `VERSIONS`.
+    settings: as of a `Stepper`.
 
   Yields:
     The steppers by name.
@@ -134,6 +150,6 @@ def steppers(
       python = environment(pathlib.Path(folder) / "venv", pins(*packages))
     command = [python, "-P", str(script), *flags]
     yield {
-      name: stack.enter_context(stepper([*command, *more]))
+      name: stack.enter_context(stepper([*command, *more], settings))
       for name, more in ways.items()
     }

@@ -145,7 +145,7 @@ def measure(
       }
       ways = {name: [f"--library={name}"] for name in libraries}
       with peers.steppers(
-        PEER, options, ways, python=python, packages=()
+        PEER, options, ways, python=python, packages=(), settings={}
       ) as others:
         told |= {name: other.told for name, other in others.items()}
         own = functools.partial(ours.read, wanted)

@@ -12,6 +12,12 @@ VARIABLE = "LOCOJAX_KEEP_FREED"
 # Of `mallopt` in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _LARGEST = 2**31 - 1
+# The same for any program that is started with these variables.
+ENVIRONMENT = {
+  "MALLOC_ARENA_MAX": "1",
+  "MALLOC_MMAP_MAX_": "0",
+  "MALLOC_TRIM_THRESHOLD_": str(_LARGEST),
+}
 # Files of GPUs and TPUs.
 _DEVICES = (
   *("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd"),
