@@ -8,8 +8,8 @@ The loop, the optimiser and the data are the same for all.
   l2p_forced       the released stand-in for it: each task its own prompts in
                    training, as far as the pool goes (the first M // N tasks);
                    later tasks choose
-  l2p_token        the same as l2p with the head on [cls], as those below have,
-                   in place of the mean over prompts
+  l2p_token        the same as l2p with the head on [cls], as DualPrompt, CODA
+                   and whole networks have it, not on the mean over prompts
   l2p_replay       L2P-R: with examples kept of the past
   single_prompt    one prompt for all, no pool
   dualprompt, coda_prompt
