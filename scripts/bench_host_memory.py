@@ -13,6 +13,7 @@ process needed at most.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import resource
 import sys
@@ -90,16 +91,15 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
   rng, rows = np.random.default_rng(SEED), []
   for text in args.config:
     command = [sys.executable, "-m", "scripts.bench_host_memory", "--step"]
-    steps = {}
-    try:
-      for way in WAYS:
-        settings = {host_memory.VARIABLE: str(int(way == "kept"))}
-        line = [*command, text, f"--steps={args.steps}"]
-        steps[way] = peers.Stepper(line, settings)
+    line = [*command, text, f"--steps={args.steps}"]
+    with contextlib.ExitStack() as stack:
+      steps = {
+        way: stack.enter_context(
+          peers.stepper(line, {host_memory.VARIABLE: str(int(way == "kept"))})
+        )
+        for way in WAYS
+      }
       seconds = timing.rounds(steps, num=args.rounds, rng=rng)
-    finally:
-      for one in steps.values():
-        one.close()
     for way in WAYS:
       found = timing.summary(seconds, way, reference="returned")
       for name in ("ms", "least_ms"):

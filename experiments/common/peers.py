@@ -109,14 +109,9 @@ class Stepper:
     self._process.stdout.close()
 
 
-@contextlib.contextmanager
-def stepper(*args, **settings) -> Iterator[Stepper]:
+def stepper(*args, **settings) -> contextlib.closing[Stepper]:
   """A `Stepper`, made of the same, that is ended at the end."""
-  made = Stepper(*args, **settings)
-  try:
-    yield made
-  finally:
-    made.close()
+  return contextlib.closing(Stepper(*args, **settings))
 
 
 @contextlib.contextmanager

@@ -9,15 +9,15 @@ import sys
 
 # Turns `keep_freed` off.
 VARIABLE = "LOCOJAX_KEEP_FREED"
-# Of `mallopt` in glibc's malloc.h.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
-_LARGEST = 2**31 - 1
-# The same for any program that is started with these variables.
-ENVIRONMENT = {
-  "MALLOC_ARENA_MAX": "1",
-  "MALLOC_MMAP_MAX_": "0",
-  "MALLOC_TRIM_THRESHOLD_": str(_LARGEST),
-}
+# Variables that glibc reads at the start of a program, what the options are to
+# `mallopt` (malloc.h), and values.
+_OPTIONS = (
+  ("MALLOC_ARENA_MAX", -8, 1),
+  ("MALLOC_MMAP_MAX_", -4, 0),
+  ("MALLOC_TRIM_THRESHOLD_", -1, 2**31 - 1),
+)
+# `keep_freed` for any program that is started with these.
+ENVIRONMENT = {name: str(value) for name, _, value in _OPTIONS}
 # Files of GPUs and TPUs.
 _DEVICES = (
   *("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd"),
@@ -46,8 +46,7 @@ def keep_freed() -> bool:
   set_option = getattr(ctypes.CDLL(None), "mallopt", None)
   if set_option is None:
     return False
-  options = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _LARGEST))
-  took = [set_option(name, value) for name, value in options]
+  took = [set_option(option, value) for _, option, value in _OPTIONS]
   return all(took)
 
 

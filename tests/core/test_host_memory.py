@@ -12,7 +12,6 @@ from locojax.core import host_memory
 # Minor faults of calls of a program that needs tens of MiB of temporaries.
 _PROGRAM = """
 import resource
-import sys
 from locojax.core import host_memory
 took = host_memory.keep_freed()
 import jax
