@@ -83,7 +83,8 @@ def our_programs(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     images=None,
     vocab=VOCAB,
     max_objects=args.objects,
-    top_k=1,
+    temperature=0.0,
+    top_p=1.0,
   )
   cached = jax.jit(lambda params, memory: generate(params, memory=memory))
   official = jax.jit(

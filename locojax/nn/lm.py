@@ -11,6 +11,7 @@ Letters: B batch, T tokens, S keys of the memory, V vocabulary, E model size.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from locojax.core import checks, types
-from locojax.nn import attention, relative, transformer
+from locojax.nn import attention, few_rows, relative, transformer
 
 POSITIONS = ("learned", "rotary", "relative")
 
@@ -350,7 +351,11 @@ def prefill(
 
 
 def next_token(
-  model: nn.Module, params: types.PyTree, memory: types.PyTree | None = None
+  model: nn.Module,
+  params: types.PyTree,
+  memory: types.PyTree | None = None,
+  *,
+  in_loop: bool = True,
 ) -> Callable[[types.PyTree, jax.Array], tuple[types.PyTree, jax.Array]]:
   """The step of generation, `(cache, tokens [B, 1]) -> (cache, [B, V])`.
 
@@ -359,16 +364,21 @@ def next_token(
     params: its parameters.
     memory: the projected memory of `prefill`. It is read by each step and
       changed by none; its rows may serve several rows of the cache each.
+    in_loop: whether steps are taken in a loop of one compiled program, which
+      gains from `few_rows`; a program of a single step does not.
   """
+  checks.boolean("in_loop", in_loop)
   kept = {"memory": memory} if memory else {}
+  in_loop = in_loop and not model.scan
 
   def step(cache, tokens):
-    logits, new = model.apply(
-      {"params": params, "cache": cache, **kept},
-      tokens,
-      decode=True,
-      mutable=["cache"],
-    )
+    with few_rows.in_loop() if in_loop else contextlib.nullcontext():
+      logits, new = model.apply(
+        {"params": params, "cache": cache, **kept},
+        tokens,
+        decode=True,
+        mutable=["cache"],
+      )
     return new["cache"], logits[:, -1]
 
   return step
