@@ -70,6 +70,18 @@ def vocabulary(config, num_classes: int) -> pix2seq.Vocabulary:
   )
 
 
+SIZES = ("given", "preset")
+
+
+def sizes(config) -> dict[str, dict[str, Any]]:
+  """What differs from the preset, of `encoder` and `decoder`."""
+  found = config.model.to_dict()
+  return {
+    part: found[part] if found["sizes"] == "given" else {}
+    for part in ("encoder", "decoder")
+  }
+
+
 def model(config, vocab_size: int) -> pix2seq.Pix2Seq:
   """The model of a config."""
   settings = config.model.to_dict()
@@ -78,8 +90,7 @@ def model(config, vocab_size: int) -> pix2seq.Pix2Seq:
     settings["preset"],
     vocab_size,
     max_len=settings["max_len"] or least,
-    encoder=settings["encoder"],
-    decoder=settings["decoder"],
+    **sizes(config),
     activation=activation(settings["activation"]),
     dtype=jnp.dtype(settings["dtype"]),
     **{k: settings[k] for k in _PLAIN},

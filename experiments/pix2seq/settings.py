@@ -114,6 +114,7 @@ RULES: dict[str, settings.Rule] = {
     dict.fromkeys(matching.Weights._fields, checks.nonnegative)
   ),
   "model.preset": settings.choice(model_lib.PRESETS),
+  "model.sizes": settings.choice(networks.SIZES),
   "model.encoder": settings.group(_ENCODER),
   "model.decoder": settings.group(
     {k: v for k, v in _SIZES.items() if k != "width"}
@@ -225,8 +226,9 @@ def _check_model(config) -> None:
   """Heads divide widths; patches divide the image."""
   model, side = config.model, config.data.image_size
   make, of_encoder, of_decoder = model_lib.PRESETS[model.preset]
-  encoder = {**of_encoder, **model.encoder}
-  decoder = {**of_decoder, **model.decoder}
+  given = networks.sizes(config)
+  encoder = {**of_encoder, **given["encoder"]}
+  decoder = {**of_decoder, **given["decoder"]}
   for name, sizes, width in (
     ("model.encoder", encoder, "width"),
     ("model.decoder", decoder, "model_size"),
@@ -238,18 +240,18 @@ def _check_model(config) -> None:
   if make is encoders.ViTEncoder:
     patch = encoder.get("patch_size", make.patch_size)
     for name in ("depth", "variant", "resnet_width"):
-      if name in model.encoder:
-        checks.refuse(
-          f"model.encoder.{name}", encoder[name], "a ResNet's alone"
-        )
+      if name in given["encoder"]:
+        what = "a ResNet's alone (model.sizes=preset takes none of these)"
+        checks.refuse(f"model.encoder.{name}", encoder[name], what)
     if side % patch:
       checks.refuse(
         "data.image_size", side, f"a multiple of {patch}, the side of a patch"
       )
     return
   for name in ("patch_size", "stem"):
-    if name in model.encoder:
-      checks.refuse(f"model.encoder.{name}", encoder[name], "a ViT's alone")
+    if name in given["encoder"]:
+      what = "a ViT's alone (model.sizes=preset takes none of these)"
+      checks.refuse(f"model.encoder.{name}", encoder[name], what)
 
 
 def _check_sequence(config) -> None:
@@ -332,3 +334,5 @@ def _check_data(config) -> None:
     if data.classes and data.format == "coco":
       what = "() for format coco, whose files name the classes"
       checks.refuse("data.classes", tuple(data.classes), what)
+  if data.first_pixel != 1 and (data.name, data.format) != (sets.OWN, "voc"):
+    checks.refuse("data.first_pixel", data.first_pixel, "1 but for format voc")

@@ -169,6 +169,16 @@ def _losses(folder):
   return [r["train/loss"] for r in rows if "train/loss" in r]
 
 
+def test_sizes_are_those_given_or_the_presets():
+  config = detection.get_config("own")
+  config.model.encoder.width, config.model.preset = 32, "tiny"
+  assert networks.model(config, 9).encoder.width == 32
+  config.model.update(preset="resnet", sizes="preset")
+  made = networks.model(config, 9)
+  assert type(made.encoder).__name__ == "ResNetEncoder"
+  assert (made.encoder.width, made.decoder.model_size) == (256, 256)
+
+
 def test_an_interrupted_run_ends_in_the_same_bits_on_any_mesh(tmp_path):
   config = _config(**_SMALL)
   whole = _fit(config, tmp_path / "whole", data=1)

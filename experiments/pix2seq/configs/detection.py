@@ -125,7 +125,8 @@ def _defaults_of_models(config):
   """Both kinds, how they are asked, and the optimiser."""
   config.model = {
     "preset": "tiny",
-    # What differs from the preset.
+    # 'given' changes the preset by `encoder` and `decoder`, 'preset' does not.
+    "sizes": "given",
     "encoder": {
       "width": 64,
       "num_layers": 2,
