@@ -1,7 +1,7 @@
 """What it costs to give memory back to the system after every step, on CPU.
 
   python -m scripts.bench_host_memory \\
-    --results results/common/host_memory_cpu.json
+    --results results/core/host_memory_cpu.json
 
 Each config's step, without data, in two processes that take turns: one keeps
 what it frees (`locojax.core.host_memory`), as all programs of this project do

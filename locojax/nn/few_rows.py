@@ -22,8 +22,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-# More rows have enough to compute for each number that is read.
-MOST = 32
+# More rows have enough to compute for each number that is read, and smaller
+# matrices stay in the caches.
+MOST_ROWS = 32
+LEAST_SIZE = 2**17
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -52,24 +54,29 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def in_loop() -> contextlib.AbstractContextManager[None]:
   """While it lasts, layers compute a few rows by `product`.
 
-  These are `nn.Dense` and `nn.Embed.attend` in float32, for 2 to `MOST` rows.
-  Not for scanned layers, whose matrices change from turn to turn.
+  These are `nn.Dense` and `nn.Embed.attend` in float32, for 2 to `MOST_ROWS`
+  rows and matrices of `LEAST_SIZE` numbers or more. Not for scanned layers,
+  whose matrices change from turn to turn.
   """
   return nn.intercept_methods(_call)
 
 
 def _call(next_fun, args, kwargs, context):
   layer, method = context.module, context.method_name
-  if type(layer) is nn.Dense and method == "__call__" and _few(layer, *args):
-    y = product(*args, layer.get_variable("params", "kernel"))
-    return y + layer.get_variable("params", "bias") if layer.use_bias else y
-  if type(layer) is nn.Embed and method == "attend" and _few(layer, *args):
-    return product(*args, layer.get_variable("params", "embedding").T)
+  if type(layer) is nn.Dense and method == "__call__":
+    kernel = layer.get_variable("params", "kernel")
+    if kernel is not None and _gains(layer, *args, kernel):
+      y = product(*args, kernel)
+      return y + layer.get_variable("params", "bias") if layer.use_bias else y
+  if type(layer) is nn.Embed and method == "attend":
+    table = layer.get_variable("params", "embedding")
+    if _gains(layer, *args, table):
+      return product(*args, table.T)
   return next_fun(*args, **kwargs)
 
 
-def _few(layer: nn.Dense | nn.Embed, x: jax.Array) -> bool:
+def _gains(layer: nn.Dense | nn.Embed, x: jax.Array, matrix: jax.Array) -> bool:
   rows = math.prod(x.shape[:-1])
-  kinds = [layer.param_dtype, x.dtype, layer.dtype or x.dtype]
+  kinds = [matrix.dtype, x.dtype, layer.dtype or x.dtype]
   single = all(jnp.dtype(kind) == jnp.float32 for kind in kinds)
-  return single and 1 < rows <= MOST
+  return single and 1 < rows <= MOST_ROWS and matrix.size >= LEAST_SIZE
