@@ -42,7 +42,10 @@ class Study:
   def __init__(self, config: Any, workdir: pathlib.Path, num_cells: int):
     self.config, self.workdir = config, workdir
     self._total = checks.positive_int("num_cells", num_cells)
-    self._done, self.new, self._seconds = 0, 0, 0.0
+    self._done, self.new = 0, 0
+    # Those that tell how long the others take: how many, since when, and what
+    # was not theirs since then.
+    self._typical, self._since, self._other = 0, 0.0, 0.0
 
   def cell(
     self,
@@ -50,6 +53,7 @@ class Study:
     where: pathlib.Path,
     train: Callable[[], Any],
     end: str | None = None,
+    typical: bool = True,
   ) -> Any:
     """Trains one cell, or finds it trained.
 
@@ -58,6 +62,8 @@ class Study:
       where: its run folder.
       train: trains in that folder and resumes by itself.
       end: what is told at its end; None tells what its result says.
+      typical: whether most others take about as long. A pre-training does not:
+        the time that is left is not told from it.
 
     Returns:
       What `train` returns.
@@ -67,11 +73,15 @@ class Study:
     if not known and not self.new:
       self._announce()
     started = time.monotonic()
+    if not self._typical:
+      self._since, self._other = started, 0.0
     out = train()
     self._done += 1
-    if not known:
-      self.new += 1
-      self._seconds += time.monotonic() - started
+    self.new += not known
+    if typical:
+      self._typical += not known
+    else:
+      self._other += time.monotonic() - started
     said = self._end(where) if end is None else end
     stages.say(f"[{self._done}/{self._total}] {name}: {said}{self._left()}")
     return out
@@ -80,7 +90,7 @@ class Study:
     """Says how much there is to do, before anything shows how long it takes."""
     left = self._total - self._done
     if left > 1:
-      stages.say(f"{left} runs; the time for all is told after the first.")
+      stages.say(f"{left} runs; the time for all is told on the way.")
 
   def _end(self, where: pathlib.Path) -> str:
     found = stages.result(where)
@@ -89,11 +99,15 @@ class Study:
     return writers.duration(found["seconds"])
 
   def _left(self) -> str:
-    """The time that is left, once a cell has shown how long they take."""
+    """The time that is left, once a typical cell has shown how long they take.
+
+    What is done between cells, such as asking them, counts as well.
+    """
     left = self._total - self._done
-    if not self.new or not left:
+    if not self._typical or not left:
       return ""
-    return f"; ETA {writers.duration(left * self._seconds / self.new)}"
+    spent = time.monotonic() - self._since - self._other
+    return f"; ETA {writers.duration(left * spent / self._typical)}"
 
   def skip(self, count: int) -> None:
     """Takes cells off the total that turn out not to be needed."""

@@ -239,7 +239,7 @@ def _cell(made: study.Study, cell, languages) -> None:
   asked = (language,) if language else languages
   if conditions.CONDITIONS[method].kind == "ngram":
     count = lambda: asking.ask(one, where, lambda: models.NGrams(one), asked)
-    made.cell(name, where, count, end="counted")
+    made.cell(name, where, count, end="counted", typical=False)
     return
   found = made.cell(name, where, functools.partial(fit, one, where))
   if "diverged" in found:

@@ -185,7 +185,7 @@ def get(made: study.Study) -> Backbone:
   one = stages.changed(config, stage="backbone", seed=config.data.seed)
   where = made.workdir / FOLDER
   state: types.TrainState = made.cell(
-    "backbone", where, functools.partial(_fit, one, where)
+    "backbone", where, functools.partial(_fit, one, where), typical=False
   )
   net = networks.backbone(config)
   params = jax.tree.map(np.asarray, state.params["backbone"])

@@ -317,7 +317,7 @@ def run(config, workdir: str) -> dict[str, Any]:
       one = pretraining(stages.changed(config, method=method))
       where = report.pretraining(made.workdir, method)
       train = functools.partial(fit, one, where)
-      made.cell(f"pre-training of {method}", where, train)
+      made.cell(f"pre-training of {method}", where, train, typical=False)
     for method in config.methods:
       for seed in config.seeds:
         _cell(made, method, seed)

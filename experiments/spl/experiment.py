@@ -169,6 +169,7 @@ class Line:
       self._say("teacher"),
       where,
       functools.partial(fit, config, where, made, begin),
+      typical=False,
     )
 
   def _predictions(self, per_video: int) -> methods.Predictions:
@@ -315,7 +316,10 @@ def _images(made: study.Study) -> types.PyTree | None:
   )
   where = made.workdir / "images"
   state = made.cell(
-    "images", where, functools.partial(fit, config, where, build(config))
+    "images",
+    where,
+    functools.partial(fit, config, where, build(config)),
+    typical=False,
   )
   return phases.variables_of(state)
 

@@ -67,7 +67,7 @@ def test_a_study_ends_in_a_table_a_figure_and_a_result(tmp_path, capsys):
   out, trained = _run(config, tmp_path / "s")
   assert trained == [1, 2, 3]
   said = capsys.readouterr().out
-  assert said.startswith("3 runs; the time for all is told after the first.\n")
+  assert said.startswith("3 runs; the time for all is told on the way.\n")
   assert re.search(r"\[1/3\] factor 1: 10.0s; ETA \d", said)
   assert "[3/3] factor 3: 30.0s\n" in said and "ETA" not in said.split("[3/")[1]
   told = (tmp_path / "s/table.md").read_text()
@@ -118,6 +118,29 @@ def test_what_diverged_is_told_and_a_stop_is_not_swallowed(tmp_path, capsys):
     with pytest.raises(stopping.Preempted), stopping.deferred():
       stopping._LISTENER.hear(15)
       made.cell("two", where, train)
+
+
+def test_the_time_left_is_told_from_typical_cells(
+  tmp_path, capsys, monkeypatch
+):
+  now = [0.0]
+  monkeypatch.setattr(study.time, "monotonic", lambda: now[0])
+
+  def left(made, name, seconds, typical):
+    def train():
+      now[0] += seconds
+      files.write_json(tmp_path / name / "result.json", {"seconds": seconds})
+
+    made.cell(name, tmp_path / name, train, typical=typical)
+    return capsys.readouterr().out.partition("ETA ")[2].strip()
+
+  with study.opened(_config(), tmp_path, num_cells=7) as made:
+    assert not left(made, "before", 3600.0, False)
+    assert left(made, "one", 60.0, True) == "5m00s"
+    now[0] += 30.0  # it is asked
+    assert left(made, "between", 600.0, False) == "6m00s"
+    assert left(made, "two", 10.0, True) == "2m30s"
+    assert left(made, "one", 0.0, True) == "1m40s"  # again: nothing is new
 
 
 def test_a_finished_run_of_another_config_is_refused(tmp_path, caplog):
