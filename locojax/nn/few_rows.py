@@ -76,6 +76,9 @@ def _call(next_fun, args, kwargs, context):
 
 
 def _gains(layer: nn.Dense | nn.Embed, x: jax.Array, matrix: jax.Array) -> bool:
+  for name in ("precision", "dot_general", "dot_general_cls"):
+    if getattr(layer, name, None) is not None:
+      return False
   rows = math.prod(x.shape[:-1])
   kinds = [matrix.dtype, x.dtype, layer.dtype or x.dtype]
   single = all(jnp.dtype(kind) == jnp.float32 for kind in kinds)

@@ -113,6 +113,23 @@ def test_layers_take_it_for_a_few_rows_of_float32(monkeypatch):
     assert asked == taken
 
 
+def test_a_layer_with_a_product_of_its_own_keeps_it(monkeypatch):
+  asked = _products(monkeypatch)
+  x, key = jnp.ones((2, 6)), jax.random.key(0)
+  for own in (
+    {},
+    {"precision": "highest"},
+    {"dot_general": lambda *args, **kw: 2 * lax.dot_general(*args, **kw)},
+  ):
+    layer = nn.Dense(5, **own)
+    variables = layer.init(key, x)
+    asked.clear()
+    with few_rows.in_loop():
+      found = layer.apply(variables, x)
+    assert bool(asked) is not bool(own)
+    np.testing.assert_allclose(found, layer.apply(variables, x), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   ("scan", "in_loop", "taken"),
   [(False, True, True), (False, False, False), (True, True, False)],
