@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--steps", type=int, default=100)
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument(
-    "--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32]
+    "--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64]
   )
   return parser
 

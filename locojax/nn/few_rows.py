@@ -24,7 +24,7 @@ from jax import lax
 
 # More rows have enough to compute for each number that is read, and smaller
 # matrices stay in the caches.
-MOST_ROWS = 32
+MOST_ROWS = 64
 LEAST_SIZE = 2**17
 
 
