@@ -154,20 +154,33 @@ def _tiny(config):
   config.methods, config.seeds = ("line", "ngram"), (0,)
 
 
-def _cpu(config):
-  """An hour and a half of one core."""
-  config.batch_size, config.num_steps = 16, 1200
-  config.eval_batches = 4
+def _sizes(config, model_size, hidden_size, num_heads):
+  """Of small models, and what lets them learn sooner."""
+  config.model.sizes = {
+    "model_size": model_size,
+    "hidden_size": hidden_size,
+    "num_heads": num_heads,
+  }
+  config.tokenizer.vocab_size = 1024
   # Longer targets: more to learn from in each step, at the same cost.
   config.examples.several_lines = 0.8
+
+
+def _cpu(config):
+  """An hour and a half of one core."""
+  config.methods = ("line", "no_suffix", "fim", "ngram")
+  # As large as minutes can teach: a larger model learns less in them.
+  _sizes(config, 96, 288, 3)
+  config.batch_size, config.num_steps = 16, 3000
+  config.eval_batches = 4
   config.eval.update(num_positions=150, num_members=150)
   config.eval.update(num_texts=16, num_several=40)
 
 
 def _short(config):
   """Many small models, each asked for lines alone: no engine is."""
-  config.model.sizes = {"model_size": 64, "hidden_size": 192, "num_heads": 2}
-  config.batch_size, config.num_steps = 16, 300
+  _sizes(config, 64, 192, 2)
+  config.batch_size, config.num_steps = 16, 1000
   config.optimizer.warmup_steps, config.eval_batches = 40, 4
   config.eval.update(num_members=0, num_several=0)
 
@@ -178,7 +191,6 @@ def _quick(config):
   config.data.max_bytes, config.tokenizer.max_bytes = 4_000_000, 2_000_000
   config.eval.update(num_positions=60, num_members=60, num_several=12)
   config.eval.num_texts = 6
-  config.tokenizer.vocab_size, config.num_steps = 1024, 1000
   config.methods, config.seeds = ("line", "ngram"), (0,)
 
 
