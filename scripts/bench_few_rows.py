@@ -33,7 +33,7 @@ WAYS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 
 
-def made(args: argparse.Namespace):
+def made(args: argparse.Namespace) -> list[tuple[jax.Array, jax.Array]]:
   """Matrices `[width, 4 width]` and back, of all layers."""
   keys = jax.random.split(jax.random.key(SEED), 2 * args.layers)
   up, down = (args.width, 4 * args.width), (4 * args.width, args.width)
@@ -44,7 +44,7 @@ def made(args: argparse.Namespace):
   ]
 
 
-def _loop(product, num: int):
+def _loop(product: Callable[..., jax.Array], num: int) -> Callable[..., Any]:
   """Compiled: x through all layers, `num` times."""
 
   def whole(x, layers):

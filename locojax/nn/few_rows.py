@@ -63,6 +63,8 @@ def in_loop() -> contextlib.AbstractContextManager[None]:
 
 def _call(next_fun, args, kwargs, context):
   layer, method = context.module, context.method_name
+  if len(args) != 1 or kwargs:
+    return next_fun(*args, **kwargs)
   if type(layer) is nn.Dense and method == "__call__":
     kernel = layer.get_variable("params", "kernel")
     if kernel is not None and _gains(layer, *args, kernel):
