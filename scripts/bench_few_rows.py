@@ -64,7 +64,6 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
   out = []
   for num in args.rows:
     x = jax.random.normal(jax.random.key(SEED + 1), (num, args.width))
-
     programs = {
       name: functools.partial(_loop(product, args.steps), x, layers)
       for name, product in WAYS.items()

@@ -43,9 +43,9 @@ class Study:
     self.config, self.workdir = config, workdir
     self._total = checks.positive_int("num_cells", num_cells)
     self._done, self.new = 0, 0
-    # Those that tell how long the others take: how many, since when, and what
-    # was not theirs since then.
-    self._typical, self._since, self._other = 0, 0.0, 0.0
+    # Those that tell how long the others take: how many, and since when; time
+    # that was not theirs moves that on.
+    self._typical, self._since = 0, 0.0
 
   def cell(
     self,
@@ -74,14 +74,14 @@ class Study:
       self._announce()
     started = time.monotonic()
     if not self._typical:
-      self._since, self._other = started, 0.0
+      self._since = started
     out = train()
     self._done += 1
     self.new += not known
     if typical:
       self._typical += not known
     else:
-      self._other += time.monotonic() - started
+      self._since += time.monotonic() - started
     said = self._end(where) if end is None else end
     stages.say(f"[{self._done}/{self._total}] {name}: {said}{self._left()}")
     return out
@@ -106,7 +106,7 @@ class Study:
     left = self._total - self._done
     if not self._typical or not left:
       return ""
-    spent = time.monotonic() - self._since - self._other
+    spent = time.monotonic() - self._since
     return f"; ETA {writers.duration(left * spent / self._typical)}"
 
   def skip(self, count: int) -> None:

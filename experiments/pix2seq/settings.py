@@ -222,6 +222,12 @@ def check_run(config) -> None:
   settings.must_read_data(config)
 
 
+_ENCODER_OF = {
+  "a ResNet's": ("depth", "variant", "resnet_width"),
+  "a ViT's": ("patch_size", "stem"),
+}
+
+
 def _check_model(config) -> None:
   """Heads divide widths; patches divide the image."""
   model, side = config.model, config.data.image_size
@@ -237,21 +243,17 @@ def _check_model(config) -> None:
       f"{name}.{width}", sizes[width], f"{name}.num_heads", sizes["num_heads"]
     )
     checks.divisible(f"{name}.{width}", sizes[width], "sines and cosines", 4)
-  if make is encoders.ViTEncoder:
-    patch = encoder.get("patch_size", make.patch_size)
-    for name in ("depth", "variant", "resnet_width"):
-      if name in given["encoder"]:
-        what = "a ResNet's alone (model.sizes=preset takes none of these)"
-        checks.refuse(f"model.encoder.{name}", encoder[name], what)
-    if side % patch:
-      checks.refuse(
-        "data.image_size", side, f"a multiple of {patch}, the side of a patch"
-      )
-    return
-  for name in ("patch_size", "stem"):
+  vit = make is encoders.ViTEncoder
+  kind = "a ResNet's" if vit else "a ViT's"
+  for name in _ENCODER_OF[kind]:
     if name in given["encoder"]:
-      what = "a ViT's alone (model.sizes=preset takes none of these)"
+      what = f"{kind} alone (model.sizes=preset takes none of these)"
       checks.refuse(f"model.encoder.{name}", encoder[name], what)
+  patch = encoder.get("patch_size", make.patch_size) if vit else 1
+  if side % patch:
+    checks.refuse(
+      "data.image_size", side, f"a multiple of {patch}, the side of a patch"
+    )
 
 
 def _check_sequence(config) -> None:
